@@ -1,0 +1,100 @@
+"""Self-describing checkpoints: safetensors with the model's configuration in the metadata.
+
+Never a pickle: nothing in a checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import ModelConfig, build_config, to_dict
+from .errors import CheckpointError, ConfigError
+from .luseel import LuSeeL
+
+FORMAT = "luseel-1"
+CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
+SHIPPED = "luseel-small"
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], config: ModelConfig,
+                    info: Mapping[str, Any] | None = None, half: bool = False) -> None:
+    """Write ``state`` and ``config`` atomically (a reader never sees half a file).
+
+    Args:
+        info: anything JSON can hold that describes the training (data, steps, figures).
+        half: store floating-point weights as float16 (half the size; loaded as float32).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        tensors[key] = value.half() if half and value.is_floating_point() else value
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)),
+                "info": json.dumps(dict(info or {}))}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def find_checkpoint(name_or_path: str | Path | None) -> Path:
+    """Path of a checkpoint: None is the shipped one, a bare name one of the package's."""
+    if name_or_path is None or str(name_or_path) == "":
+        name_or_path = SHIPPED
+    path = Path(name_or_path).expanduser()
+    if path.suffix == "" and not path.exists():
+        path = CHECKPOINT_FOLDER / f"{name_or_path}.safetensors"
+        if not path.exists():
+            known = ", ".join(sorted(p.stem for p in CHECKPOINT_FOLDER.glob("*.safetensors")))
+            raise CheckpointError(
+                f"no checkpoint called {str(name_or_path)!r}; shipped are: {known or 'none'}. "
+                "Give one of these, or the path of a .safetensors file.")
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    return path
+
+
+def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
+    """Configuration, float32 weights and training information of a checkpoint.
+
+    Raises:
+        CheckpointError: not a safetensors file, truncated, or not written by this project.
+    """
+    path = find_checkpoint(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} is a safetensors file, but not a LuSeeL checkpoint ({FORMAT})")
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} can't be read as safetensors ({error}): it is truncated or another kind of "
+            "file. Fetch it again, or train one.") from None
+    try:
+        config = build_config(ModelConfig, json.loads(metadata["config"]))
+        info = json.loads(metadata.get("info", "{}"))
+    except (KeyError, json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its configuration can't be read: {error}") from None
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return config, state, info
+
+
+def load_network(path: str | Path | None, device: str | torch.device = "cpu"
+                 ) -> tuple[LuSeeL, dict]:
+    """Build the network a checkpoint describes, in evaluation mode, and its information."""
+    config, state, info = read_checkpoint(path)
+    network = LuSeeL(config)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights don't fit the configuration: {error}") from None
+    return network.to(device).eval(), info

@@ -1,0 +1,114 @@
+"""``luseel``: extract a described sound from a file, list the models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from .errors import LuseelError
+
+
+def _extract(args: argparse.Namespace) -> int:
+    import soundfile
+
+    from .inference import load_model
+
+    out = [Path(p) for p in args.out or []]
+    if out and len(out) != len(args.query):
+        raise LuseelError(f"{len(args.query)} queries need {len(args.query)} -o files, "
+                          f"got {len(out)}")
+    for path in [*out, *([Path(args.plot)] if args.plot else [])]:
+        if not path.parent.is_dir():
+            raise LuseelError(f"the folder of {path} doesn't exist")
+    try:
+        audio, rate = soundfile.read(args.input, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise LuseelError(f"can't read {args.input}: {error}") from None
+    model = load_model(args.model, args.device)
+    progress = False if args.quiet else None
+    results = model.extract(audio.T, rate, args.query, progress=progress)
+    out = out or [_default_output(args.input, query) for query in args.query]
+    for path, result in zip(out, results):
+        soundfile.write(path, result.audio.T, rate, subtype=_subtype(path))
+    if args.plot:
+        from .plotting import plot_extractions
+        plot_extractions(audio.T, results, args.plot)
+    if args.json:
+        report = [{**r.to_dict(), "file": str(p)} for r, p in zip(results, out)]
+        print(json.dumps(report if len(report) > 1 else report[0], indent=1))
+    else:
+        for result, path in zip(results, out):
+            side = "no direction" if result.azimuth != result.azimuth else \
+                f"{result.azimuth:5.1f}° ({_side(result.azimuth)})"
+            print(f"{result.query}: {side}, confidence {result.confidence:.2f} -> {path}")
+        if args.plot:
+            print(f"picture -> {args.plot}")
+    return 0
+
+
+def _subtype(path: Path) -> str | None:
+    # float keeps what lies above full scale; other formats take their default
+    return "FLOAT" if path.suffix.lower() == ".wav" else None
+
+
+def _default_output(source: str, query: str) -> Path:
+    words = "-".join("".join(c if c.isalnum() else " " for c in query.lower()).split())
+    return Path(f"{Path(source).stem}_{words}.wav")
+
+
+def _side(azimuth: float) -> str:
+    names = ("front", "front left", "left", "back left", "back", "back right", "right",
+             "front right")
+    return names[round(azimuth / 45.0) % 8]
+
+
+def _models(args: argparse.Namespace) -> int:
+    from .checkpoint import CHECKPOINT_FOLDER, SHIPPED, read_checkpoint
+
+    paths = sorted(CHECKPOINT_FOLDER.glob("*.safetensors"))
+    if not paths:
+        raise LuseelError(f"no checkpoints in {CHECKPOINT_FOLDER}")
+    for path in paths:
+        config, state, info = read_checkpoint(path)
+        size = sum(v.numel() for v in state.values())
+        default = " (default)" if path.stem == SHIPPED else ""
+        print(f"{path.stem}{default}: {size / 1e6:.1f} M parameters, "
+              f"{path.stat().st_size / 1e6:.1f} MB, window {config.window:g} s, "
+              f"text encoder {config.text.encoder}, trained {info.get('step', '?')} steps "
+              f"on {len(info.get('kinds', []))} kinds of sounds")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status (2: what was given can't be used)."""
+    parser = argparse.ArgumentParser(
+        prog="luseel", description="Pull a sound described in words out of a binaural recording "
+        "and say where it comes from (degrees counter-clockwise: 0 front, 90 left).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    extract = commands.add_parser("extract", help="extract described sounds from a stereo file")
+    extract.add_argument("input", help="stereo recording (WAV, FLAC, OGG, ...)")
+    extract.add_argument("query", nargs="+", help='what to listen for, e.g. "dog barking"')
+    extract.add_argument("-o", "--out", action="append",
+                         help="output file, one for each query (default: INPUT_QUERY.wav)")
+    extract.add_argument("--json", action="store_true", help="print everything known as JSON")
+    extract.add_argument("--plot", metavar="PNG", help="write a picture")
+    extract.add_argument("--model", help="checkpoint: name or .safetensors (default: the shipped)")
+    extract.add_argument("--device", help="cpu, cuda, ...")
+    extract.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    extract.set_defaults(run=_extract)
+    models = commands.add_parser("models", help="list the shipped checkpoints")
+    models.set_defaults(run=_models)
+    args = parser.parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return args.run(args)
+    except LuseelError as error:
+        print(f"luseel: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

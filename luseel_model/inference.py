@@ -1,0 +1,360 @@
+"""From audio and words to the sound and its direction: what users of the package call.
+
+:func:`load_model` gives an :class:`Extractor`; :meth:`Extractor.extract` takes audio of any
+length and rate. Angles are degrees counter-clockwise from the front, 90 is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterable, Sequence, overload
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .angles import wrap_degrees
+from .checkpoint import find_checkpoint, load_network
+from .config import AZIMUTH_BINS
+from .errors import AudioError, LuseelError
+from .luseel import LuSeeL
+from .text import TextEncoder, pad_embeddings, validate_query
+
+_BATCH = 4                 # windows at once: bounds the memory
+_MIN_SECONDS = 0.05
+_MAX_RATE = 768_000
+
+
+@dataclass
+class WindowOutput:
+    """Estimates for one window of audio and Q queries.
+
+    Attributes:
+        audio: (Q, 2, samples) float32, the extracted ears.
+        azimuth: (Q,) degrees in [0, 360), NaN for a model without localization.
+        likelihood: (Q, 360) in [0, 1], bin i at i degrees (zeros without localization).
+        confidence: (Q,) in [0, 1] that the sound is there.
+    """
+
+    audio: np.ndarray
+    azimuth: np.ndarray
+    likelihood: np.ndarray
+    confidence: np.ndarray
+
+
+@dataclass
+class WindowEstimate:
+    """Direction and presence in one window of a longer recording, starting at ``start`` s."""
+
+    start: float
+    duration: float
+    azimuth: float
+    likelihood: np.ndarray
+    confidence: float
+
+
+@dataclass
+class Extraction:
+    """The described sound in a recording.
+
+    Attributes:
+        query: the words.
+        audio: (2, samples) float32 at ``sample_rate`` (the input's), ears left and right.
+        sample_rate: Hz.
+        azimuth: degrees in [0, 360), counter-clockwise, 0 front, 90 left; NaN for a model
+            without localization.
+        likelihood: (360,) in [0, 1], bin i at i degrees.
+        confidence: in [0, 1] that the sound is there, in the window that shows it best.
+        windows: the same per window.
+    """
+
+    query: str
+    audio: np.ndarray
+    sample_rate: int
+    azimuth: float
+    likelihood: np.ndarray
+    confidence: float
+    windows: list[WindowEstimate] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the audio, ready for JSON."""
+        def number(value: float) -> float | None:
+            return None if np.isnan(value) else round(float(value), 4)
+        return {
+            "query": self.query, "sample_rate": self.sample_rate,
+            "azimuth_degrees": number(self.azimuth), "confidence": number(self.confidence),
+            "likelihood": [round(float(v), 5) for v in self.likelihood],
+            "windows": [{"start": round(w.start, 3), "duration": round(w.duration, 3),
+                         "azimuth_degrees": number(w.azimuth),
+                         "confidence": number(w.confidence)} for w in self.windows],
+        }
+
+
+def estimate_azimuth(likelihood: np.ndarray, span: int = 3) -> np.ndarray:
+    """Direction of the highest peak, refined by the centre of mass of ±``span`` bins.
+
+    Args:
+        likelihood: (..., 360).
+    Returns:
+        (...) degrees in [0, 360).
+    """
+    peak = likelihood.argmax(-1)
+    offset = np.arange(-span, span + 1)
+    weight = np.take_along_axis(likelihood, (peak[..., None] + offset) % AZIMUTH_BINS, axis=-1)
+    total = weight.sum(-1)
+    shift = np.divide((weight * offset).sum(-1), total, out=np.zeros_like(total), where=total > 0)
+    return wrap_degrees(peak + shift)
+
+
+def validate_audio(audio: Any, sample_rate: Any, channels: int = 2) -> np.ndarray:
+    """Audio as a float32 array (channels, samples), or an :class:`AudioError` saying what's wrong.
+
+    Integer arrays are scaled to ±1. Accepts NumPy arrays and torch tensors.
+    """
+    if not isinstance(sample_rate, (int, float, np.integer, np.floating)) or \
+            isinstance(sample_rate, bool) or not 1 <= sample_rate <= _MAX_RATE:
+        raise AudioError(f"sample rate {sample_rate!r} Hz: expected a number from 1 to {_MAX_RATE}")
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu().numpy()
+    audio = np.asarray(audio)
+    if audio.dtype.kind == "i":
+        audio = audio / float(np.iinfo(audio.dtype).max + 1)
+    elif audio.dtype.kind != "f":
+        raise AudioError(f"audio must be floating-point numbers, got {audio.dtype}")
+    if audio.size == 0:
+        raise AudioError("the audio is empty")
+    if audio.ndim != 2 or audio.shape[0] != channels:
+        if audio.ndim == 1 or (audio.ndim == 2 and 1 in audio.shape):
+            raise AudioError(
+                f"the audio is mono {audio.shape}: a direction needs two ears, shape (2, samples)")
+        hint = "; transpose it" if audio.ndim == 2 and audio.shape[1] == channels else ""
+        raise AudioError(f"audio must have shape ({channels}, samples), got {audio.shape}{hint}")
+    audio = audio.astype(np.float32, copy=False)
+    if not np.isfinite(audio).all():
+        raise AudioError("the audio has NaN or infinite samples")
+    if audio.shape[1] < _MIN_SECONDS * sample_rate:
+        raise AudioError(f"the audio is too short: {audio.shape[1] / sample_rate * 1000:.1f} ms, "
+                         f"at least {_MIN_SECONDS * 1000:.0f} ms are needed")
+    return audio
+
+
+class Extractor:
+    """A network with its text encoder, ready to use.
+
+    Args:
+        network: in evaluation mode, on its device.
+        name: shown to users.
+        info: what the checkpoint says about its training.
+    """
+
+    def __init__(self, network: LuSeeL, name: str = "", info: dict | None = None):
+        self.network = network.eval()
+        self.name, self.info = name or network.config.name, info or {}
+        self.config = network.config
+        self.device = next(network.parameters()).device
+        self._text = TextEncoder(self.config.text, self.device)
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate inside the model, Hz."""
+        return self.config.sample_rate
+
+    @property
+    def window(self) -> float:
+        """Seconds the model hears at once."""
+        return self.config.window
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of a window at the model's rate."""
+        return self.config.window_samples
+
+    # -- windows
+
+    @torch.inference_mode()
+    def infer_windows(self, windows: Tensor, queries: Sequence[str]) -> list[WindowOutput]:
+        """Estimates for several windows at once.
+
+        Args:
+            windows: (B, 2, window_samples) at the model's rate.
+            queries: Q descriptions.
+        Returns:
+            B outputs, each for the Q queries.
+        """
+        network, count = self.network, len(queries)
+        mixture = windows.to(self.device, torch.float32)
+        mono = self.config.audio_channels == 1
+        inputs = mixture.reshape(-1, 1, mixture.shape[-1]) if mono else mixture
+        tokens, mask = pad_embeddings(self._text.embed(queries))
+        batch = inputs.shape[0]
+        output = network(inputs, tokens.expand(batch, -1, -1, -1), mask.expand(batch, -1, -1))
+        audio = output.audio
+        if mono:  # each ear on its own, with the same query
+            audio = audio[:, :, 0].unflatten(0, (-1, 2)).transpose(1, 2)
+        shape = (windows.shape[0], count)
+        likelihood = torch.zeros(*shape, AZIMUTH_BINS, device=self.device)
+        if output.doa_logits is not None:
+            likelihood = network.likelihood(output.doa_logits)
+        if output.presence_logits is not None:
+            confidence = output.presence_logits.sigmoid()
+            if mono:
+                confidence = confidence.unflatten(0, (-1, 2)).amax(1)
+        elif output.doa_logits is not None:
+            confidence = likelihood.amax(-1)
+        else:  # nothing better than the share of the energy that was extracted
+            energy = audio.square().sum((-2, -1))
+            confidence = energy / (energy + mixture.square().sum((-2, -1))[:, None] + 1e-12)
+        audio, likelihood, confidence = (
+            v.float().cpu().numpy() for v in (audio, likelihood, confidence))
+        azimuth = estimate_azimuth(likelihood) if output.doa_logits is not None else \
+            np.full(shape, np.nan)
+        return [WindowOutput(*parts) for parts in zip(audio, azimuth, likelihood, confidence)]
+
+    def infer_window(self, window: Tensor | np.ndarray, queries: Sequence[str]) -> WindowOutput:
+        """Estimates for one window.
+
+        Args:
+            window: (2, n) at the model's rate, n up to ``window_samples``; shorter is filled with
+                silence at the end.
+            queries: Q descriptions.
+        """
+        window = torch.as_tensor(np.asarray(window, dtype=np.float32))
+        samples = window.shape[-1]
+        if window.dim() != 2 or window.shape[0] != 2 or not 0 < samples <= self.window_samples:
+            raise AudioError(f"a window must have shape (2, 1..{self.window_samples}), "
+                             f"got {tuple(window.shape)}")
+        window = torch.nn.functional.pad(window, (0, self.window_samples - samples))
+        output = self.infer_windows(window[None], queries)[0]
+        output.audio = output.audio[..., :samples]
+        return output
+
+    def warm_up(self) -> None:
+        """Run once on silence, so that the first real window isn't slow."""
+        self.infer_window(np.zeros((2, self.window_samples), np.float32), ["sound"])
+
+    # -- recordings
+
+    @overload
+    def extract(self, audio, sample_rate, query: str, progress=...) -> Extraction: ...
+
+    @overload
+    def extract(self, audio, sample_rate, query: Sequence[str], progress=...
+                ) -> list[Extraction]: ...
+
+    def extract(self, audio, sample_rate, query, progress: bool | None = None):
+        """Pull the described sound out of a recording and say where it comes from.
+
+        Args:
+            audio: (2, samples), ears left and right, NumPy or torch, full scale ±1, any length
+                from 50 ms.
+            sample_rate: of ``audio`` in Hz, any.
+            query: a description, or a list of them (these share the audio encoders).
+            progress: show a progress bar; None shows it for recordings of several windows.
+        Returns:
+            an :class:`Extraction`, or a list for a list of queries.
+        Raises:
+            AudioError, QueryError: what was given can't be used; the message says why.
+        """
+        audio = validate_audio(audio, sample_rate)
+        queries = [query] if isinstance(query, str) or not isinstance(query, Iterable) \
+            else list(query)
+        queries = [validate_query(q) for q in queries]
+        if not queries:
+            return []
+        inside = _resample(audio, sample_rate, self.sample_rate)
+        samples, size = inside.shape[1], self.window_samples
+        starts = window_starts(samples, size)
+        padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
+
+        weight = _join_weights(starts, size)
+        total = np.zeros((len(queries), 2, padded.shape[1]), np.float32)
+        outputs: list[WindowOutput] = []
+        bar = tqdm(total=len(starts), desc="extracting", unit="window",
+                   disable=not progress if progress is not None else len(starts) < 4)
+        with bar:
+            for first in range(0, len(starts), _BATCH):
+                batch = starts[first: first + _BATCH]
+                windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
+                for start, output in zip(batch, self.infer_windows(windows, queries)):
+                    total[..., start: start + size] += output.audio * weight[start]
+                    outputs.append(output)
+                    bar.update()
+
+        results = []
+        for i, text in enumerate(queries):
+            extracted = _resample(total[i, :, :samples], self.sample_rate, sample_rate)
+            results.append(self._join(text, _fit(extracted, audio.shape[1]), sample_rate, starts,
+                                      min(samples, size), [_pick(o, i) for o in outputs]))
+        return results[0] if isinstance(query, str) else results
+
+    def _join(self, query: str, audio: np.ndarray, sample_rate: int, starts: Sequence[int],
+              size: int, outputs: list[WindowOutput]) -> Extraction:
+        windows = [WindowEstimate(start / self.sample_rate, size / self.sample_rate,
+                                  float(o.azimuth), o.likelihood, float(o.confidence))
+                   for start, o in zip(starts, outputs)]
+        # windows where the sound is there and loud say more about its direction
+        weights = np.array([o.confidence * np.sqrt(np.square(o.audio).mean()) for o in outputs])
+        weights = weights / weights.sum() if weights.sum() > 0 else \
+            np.full(len(outputs), 1 / len(outputs))
+        likelihood = np.einsum("w,wd->d", weights, np.stack([o.likelihood for o in outputs]))
+        azimuth = float(estimate_azimuth(likelihood)) if self.config.use_localization else np.nan
+        return Extraction(query, audio, sample_rate, azimuth, likelihood.astype(np.float32),
+                          max(w.confidence for w in windows), windows)
+
+
+def _pick(output: WindowOutput, query: int) -> WindowOutput:
+    return WindowOutput(output.audio[query], output.azimuth[query], output.likelihood[query],
+                        output.confidence[query])
+
+
+def window_starts(samples: int, size: int) -> list[int]:
+    """First samples of half-overlapping windows of ``size`` that cover ``samples``; the last one
+    ends with the recording."""
+    if samples <= size:
+        return [0]
+    return [*range(0, samples - size, size // 2), samples - size]
+
+
+def _join_weights(starts: Sequence[int], size: int) -> dict[int, np.ndarray]:
+    """Cross-fade weights of the windows (triangles) that add up to one at every sample."""
+    ramp = (np.arange(size // 2, dtype=np.float64) + 0.5) / (size // 2)
+    triangle = np.concatenate([ramp, np.ones(size - 2 * len(ramp)), ramp[::-1]])
+    total = np.zeros(starts[-1] + size)
+    for start in starts:
+        total[start: start + size] += triangle
+    return {start: (triangle / total[start: start + size]).astype(np.float32) for start in starts}
+
+
+def _resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:
+    if source == target:
+        return audio
+    return np.ascontiguousarray(soxr.resample(audio.T, source, target).T, dtype=np.float32)
+
+
+def _fit(audio: np.ndarray, samples: int) -> np.ndarray:
+    """Cut or zero-fill to exactly ``samples`` (resampling there and back may differ by one)."""
+    return np.pad(audio[:, :samples], ((0, 0), (0, max(0, samples - audio.shape[1]))))
+
+
+def load_model(name_or_path: str | Path | None = None,
+               device: str | torch.device | None = None) -> Extractor:
+    """Load a checkpoint.
+
+    Args:
+        name_or_path: None for the shipped checkpoint, the name of a shipped one, or the path of
+            a .safetensors file.
+        device: 'cpu', 'cuda', ...; None takes CUDA where there is one.
+    Raises:
+        CheckpointError: missing, truncated or foreign file.
+    """
+    path = find_checkpoint(name_or_path)
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise LuseelError(f"device {device!r} can't be used: {error}") from None
+    network, info = load_network(path, place)
+    return Extractor(network, name=path.stem, info=info)

@@ -1,0 +1,139 @@
+"""Encoder and decoder layers of the hybrid backbone (paper section 2.1.2; HTDemucs).
+
+The sub-module names follow the public ``demucs`` package, so that weights of its HTDemucs load by
+renaming prefixes (test/test_parity.py). Axis letters: B batch, C channels, F frequencies, T time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerScale(nn.Module):
+    """Learnt gain per channel, starting small, that fades a residual branch in."""
+
+    def __init__(self, channels: int, init: float, channel_last: bool = False):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), float(init)))
+        self.channel_last = channel_last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.scale if self.channel_last else self.scale[:, None])
+
+
+class DConv(nn.Module):
+    """Residual branch of dilated convolutions along time, in a compressed space."""
+
+    def __init__(self, channels: int, compress: int, depth: int, init: float):
+        super().__init__()
+        hidden = max(1, channels // compress)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv1d(channels, hidden, 3, dilation=2**d, padding=2**d),
+                nn.GroupNorm(1, hidden), nn.GELU(),
+                nn.Conv1d(hidden, 2 * channels, 1),
+                nn.GroupNorm(1, 2 * channels), nn.GLU(1),
+                LayerScale(channels, init),
+            )
+            for d in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T), or (B, C, F, T) with each frequency on its own; same shape out."""
+        if x.dim() == 4:
+            batch, channels, bins, frames = x.shape
+            y = x.transpose(1, 2).reshape(batch * bins, channels, frames)
+            return self(y).view(batch, bins, channels, frames).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def _norm(groups: int, channels: int) -> nn.Module:
+    return nn.GroupNorm(groups, channels) if groups else nn.Identity()
+
+
+class EncoderLayer(nn.Module):
+    """Strided convolution, GELU, DConv branch, gated 1x1 (or wider) 'rewrite' convolution.
+
+    Works along frequency on (B, C, F, T) when ``frequency``, else along time on (B, C, T).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, frequency: bool, context: int,
+                 groups: int, dconv: DConv | None):
+        super().__init__()
+        self.frequency, self.stride = frequency, stride
+        conv = nn.Conv2d if frequency else nn.Conv1d
+        kernel, step, pad = 2 * stride, stride, stride // 2
+        self.conv = conv(inputs, outputs, (kernel, 1), (step, 1), (pad, 0)) if frequency else \
+            conv(inputs, outputs, kernel, step, pad)
+        self.norm1 = _norm(groups, outputs)
+        self.rewrite = conv(outputs, 2 * outputs, 1 + 2 * context, padding=context)
+        self.norm2 = _norm(groups, 2 * outputs)
+        self.dconv = dconv
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.frequency and x.shape[-1] % self.stride:
+            x = F.pad(x, (0, self.stride - x.shape[-1] % self.stride))
+        x = F.gelu(self.norm1(self.conv(x)))
+        if self.dconv is not None:
+            x = self.dconv(x)
+        return F.glu(self.norm2(self.rewrite(x)), dim=1)
+
+
+class DecoderLayer(nn.Module):
+    """Mirror of :class:`EncoderLayer`: adds the skip, rewrites, convolves back up."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, frequency: bool, context: int,
+                 groups: int, dconv: DConv | None, last: bool):
+        super().__init__()
+        self.frequency, self.last, self.trim = frequency, last, stride // 2
+        conv = nn.Conv2d if frequency else nn.Conv1d
+        transposed = nn.ConvTranspose2d if frequency else nn.ConvTranspose1d
+        self.rewrite = conv(inputs, 2 * inputs, 1 + 2 * context, padding=context)
+        self.norm1 = _norm(groups, 2 * inputs)
+        self.dconv = dconv
+        kernel = 2 * stride
+        self.conv_tr = transposed(inputs, outputs, (kernel, 1), (stride, 1)) if frequency else \
+            transposed(inputs, outputs, kernel, stride)
+        # no normalisation of the network's own output
+        self.norm2 = _norm(0 if last else groups, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor, length: int) -> Tensor:
+        """``length``: size of the restored axis (frequencies, or samples of the time branch)."""
+        x = F.glu(self.norm1(self.rewrite(x + skip)), dim=1)
+        if self.dconv is not None:
+            x = self.dconv(x)
+        x = self.norm2(self.conv_tr(x))
+        x = x.narrow(2, self.trim, length)
+        return x if self.last else F.gelu(x)
+
+
+class FrequencyEmbedding(nn.Module):
+    """Learnt, initially smooth embedding of the frequency axis (HTDemucs), scaled 10× so that it
+    learns faster than the convolutions."""
+
+    SCALE = 10.0
+
+    def __init__(self, bins: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(bins, channels)
+        smooth = torch.cumsum(self.embedding.weight.data, dim=0)
+        smooth = smooth / torch.arange(1, bins + 1).to(smooth).sqrt()[:, None]
+        self.embedding.weight.data[:] = smooth / self.SCALE
+
+    def forward(self) -> Tensor:
+        """(1, C, F, 1)"""
+        return (self.embedding.weight * self.SCALE).t()[None, :, :, None]
+
+
+def rescale_convolutions(module: nn.Module, reference: float) -> None:
+    """HTDemucs' initialisation: each convolution's weights are divided by sqrt(std/reference)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
+            scale = (layer.weight.std().detach() / reference) ** 0.5
+            layer.weight.data /= scale
+            if layer.bias is not None:
+                layer.bias.data /= scale

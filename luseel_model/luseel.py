@@ -1,0 +1,322 @@
+"""LuSeeL: language-queried binaural sound extraction and localization (paper section 2).
+
+One network for the paper's configuration and for small ones: what differs is in
+:class:`~luseel_model.config.ModelConfig`. Text enters after the audio encoders, so that these run
+once for any number of queries.
+
+Axis letters: B mixtures, Q queries per mixture, C audio channels (ears: left, right), N samples,
+F frequency bins, T frames, L tokens, E width of the frozen text embedding, K phrases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import AZIMUTH_BINS, ModelConfig
+from .features import gcc_phat, interaural_inputs, istft, stft
+from .layers import (DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, LayerScale,
+                     rescale_convolutions)
+from .localization import ExtractedLocalizer, TokenLocalizer
+from .transformer import AttentionLayer, CrossDomainTransformer, FiLM, TextAdapter
+
+INTERAURAL_CHANNELS = 9
+LABEL_PEAK = 0.17841  # peak of the normalised DoA label (variance 5 deg²): 1/sqrt(2π·5)
+
+
+@dataclass
+class LuSeeLOutput:
+    """What :meth:`LuSeeL.forward` returns; entries that the configuration lacks are None."""
+
+    audio: Tensor                            # (B, Q, C, N) extracted ears
+    doa_logits: Tensor | None = None         # (B, Q, 360) the estimate
+    token_doa_logits: Tensor | None = None   # (B, Q, 360) the paper's head alone
+    tag_tokens: Tensor | None = None         # (B, L, W) audio side of the tagging space
+    presence_logits: Tensor | None = None    # (B, Q) is the sound there
+
+
+@dataclass
+class Encoded:
+    """The query-independent part of the computation."""
+
+    mixture: Tensor
+    spectrum: Tensor
+    x: Tensor
+    skips: list[Tensor]
+    mean: Tensor
+    std: Tensor
+    xt: Tensor | None
+    skips_t: list[Tensor]
+    lengths_t: list[int]
+    mean_t: Tensor
+    std_t: Tensor
+    gcc: Tensor | None
+    tag_tokens: Tensor | None
+
+
+def _repeat(x: Tensor, queries: int) -> Tensor:
+    return x if queries == 1 else x.repeat_interleave(queries, dim=0)
+
+
+class Tagger(nn.Module):
+    """Matches spectral tokens with phrases in a joint space (not in the paper).
+
+    The audio side projects encoder tokens, the text side the frozen sentence embedding (masked
+    mean of the token embeddings, unit length). Trained with dense and clip labels.
+    """
+
+    def __init__(self, channels: int, embedding: int, width: int):
+        super().__init__()
+        self.audio = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))
+        self.text = nn.Linear(embedding, width)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.tensor(-6.0))
+        self.width = width
+
+    @staticmethod
+    def sentence(tokens: Tensor, mask: Tensor) -> Tensor:
+        """(…, L, E) token embeddings and (…, L) bool mask → (…, E), unit length."""
+        weight = mask[..., None].to(tokens.dtype)
+        return F.normalize((tokens * weight).sum(-2) / weight.sum(-2).clamp(min=1), dim=-1)
+
+    def similarity(self, tag_tokens: Tensor, sentence: Tensor) -> Tensor:
+        """(B, L, W) and (K, E) or (B, K, E) → (B, L, K)."""
+        # unit-length sentences have tiny entries: bring them to unit variance for the projection
+        text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
+        return tag_tokens.float() @ text.transpose(-1, -2) / self.width ** 0.5
+
+    def presence(self, similarity: Tensor) -> Tensor:
+        """(B, L, K) → (B, K) logits: a soft maximum over tokens."""
+        pooled = torch.logsumexp(similarity.float(), dim=1)
+        return self.scale * pooled + self.bias
+
+
+class LuSeeL(nn.Module):
+    """Joint extraction and localization of the described sound.
+
+    Args:
+        config: see :class:`~luseel_model.config.ModelConfig`.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        net, loc = config.backbone, config.localization
+        channels = net.layer_channels
+        ears = config.audio_channels
+        inputs = INTERAURAL_CHANNELS if net.inputs == "interaural" else 2 * ears
+
+        def dconv(wanted: bool, width: int) -> DConv | None:
+            return DConv(width, net.dconv_compress, net.dconv_depth, net.dconv_init) \
+                if wanted else None
+
+        def branch(frequency: bool, first: int, last: int):
+            encoder, decoder = nn.ModuleList(), nn.ModuleList()
+            for i, (stride, width) in enumerate(zip(net.strides, channels)):
+                below_in, below_out = (first, last) if i == 0 else (channels[i - 1],) * 2
+                encoder.append(EncoderLayer(
+                    below_in, width, stride, frequency=frequency, context=net.encoder_context[i],
+                    groups=net.norm_groups, dconv=dconv(net.dconv_encoder, width)))
+                decoder.insert(0, DecoderLayer(
+                    width, below_out, stride, frequency=frequency, context=net.decoder_context,
+                    groups=net.norm_groups, dconv=dconv(net.dconv_decoder, width), last=i == 0))
+            return encoder, decoder
+
+        self.frequency_encoder, self.frequency_decoder = branch(True, inputs, 2 * ears)
+        if net.time_branch:
+            self.time_encoder, self.time_decoder = branch(False, ears, ears)
+        if net.frequency_embedding:
+            self.frequency_embedding = FrequencyEmbedding(
+                config.stft.bins // net.strides[0], channels[0])
+        if net.rescale:
+            rescale_convolutions(self, net.rescale)
+
+        width = config.width
+        if width != channels[-1]:
+            self.widen, self.narrow = (nn.Conv1d(a, b, 1) for a, b in
+                                       ((channels[-1], width), (width, channels[-1])))
+            if net.time_branch:
+                self.widen_t, self.narrow_t = (nn.Conv1d(a, b, 1) for a, b in
+                                               ((channels[-1], width), (width, channels[-1])))
+        self.text_adapter = TextAdapter(config.text)
+        self.shared_layers = nn.ModuleList(
+            AttentionLayer(width, config.transformer, cross=False)
+            for _ in range(config.transformer.shared_layers))
+        if config.transformer.shared_layers:
+            self.shared_norm = nn.LayerNorm(width)
+        self.transformer = CrossDomainTransformer(
+            width, config.transformer, config.text.width, net.time_branch)
+        if config.transformer.film_skips:
+            self.film_skips = nn.ModuleList(
+                FiLM(config.text.width, w) for w in reversed(channels))
+        if config.tagging.width:
+            self.tagger = Tagger(width, config.text.embedding, config.tagging.width)
+            self.tag_inject = nn.Sequential(nn.Linear(1, width), LayerScale(width, 0.1, True))
+        if config.use_localization:
+            self.token_localizer = TokenLocalizer(config)
+            if loc.extracted:
+                self.extracted_localizer = ExtractedLocalizer(
+                    config.stft.bins, loc.extracted_hidden, loc.dropout)
+
+    # -- the query-independent part
+
+    def encode(self, mixture: Tensor) -> Encoded:
+        """Run the audio encoders.
+
+        Args:
+            mixture: (B, C, N); with localization N must be ``config.window_samples``.
+        """
+        config, net = self.config, self.config.backbone
+        spectrum = stft(mixture, config.stft.n_fft, config.stft.hop)
+        if net.inputs == "interaural":
+            rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+            x = interaural_inputs(spectrum / (rms + 1e-5))
+            mean, std = torch.zeros_like(rms), rms
+        else:
+            x = torch.view_as_real(spectrum).permute(0, 1, 4, 2, 3).flatten(1, 2)
+            mean, std = (f(x, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+            x = (x - mean) / (1e-5 + std)
+        skips = []
+        for i, layer in enumerate(self.frequency_encoder):
+            x = layer(x)
+            if i == 0 and net.frequency_embedding:
+                x = x + net.frequency_embedding * self.frequency_embedding()
+            skips.append(x)
+
+        mean_t, std_t = (f(mixture, dim=(1, 2), keepdim=True) for f in (torch.mean, torch.std))
+        xt, skips_t, lengths_t = None, [], []
+        if net.time_branch:
+            xt = (mixture - mean_t) / (1e-5 + std_t)
+            for layer in self.time_encoder:
+                lengths_t.append(xt.shape[-1])
+                xt = layer(xt)
+                skips_t.append(xt)
+
+        if hasattr(self, "widen"):
+            x = self.widen(x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+            xt = self.widen_t(xt) if net.time_branch else None
+        x = self._shared(x)
+        tag_tokens = None
+        if config.tagging.width:
+            tag_tokens = self.tagger.audio(x.permute(0, 3, 2, 1).flatten(1, 2))
+        gcc = None
+        if config.use_localization and config.use_gcc_phat:
+            gcc = gcc_phat(mixture.float(), config.gcc_hop_samples, config.localization.gcc_lags)
+        return Encoded(mixture, spectrum, x, skips, mean, std, xt, skips_t, lengths_t,
+                       mean_t, std_t, gcc, tag_tokens)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        if not self.shared_layers:
+            return x
+        batch, channels, bins, frames = x.shape
+        tokens = self.shared_norm(x.permute(0, 3, 2, 1).flatten(1, 2))
+        for layer in self.shared_layers:
+            tokens = layer(tokens)
+        return tokens.view(batch, frames, bins, channels).permute(0, 3, 2, 1)
+
+    # -- the part that depends on the queries
+
+    def extract(self, encoded: Encoded, tokens: Tensor, mask: Tensor) -> LuSeeLOutput:
+        """Extract and localize what the queries describe.
+
+        Args:
+            encoded: from :meth:`encode`, B mixtures.
+            tokens: (B, Q, L, E) frozen token embeddings of the queries.
+            mask: (B, Q, L) bool, True at real tokens.
+        """
+        config, net = self.config, self.config.backbone
+        batch, queries = tokens.shape[:2]
+        text = self.text_adapter(tokens.flatten(0, 1), mask.flatten(0, 1))
+
+        x = _repeat(encoded.x, queries)
+        presence = None
+        if config.tagging.width:
+            sentence = Tagger.sentence(tokens, mask)
+            similarity = self.tagger.similarity(encoded.tag_tokens, sentence)  # B L Q
+            presence = self.tagger.presence(similarity)
+            match = similarity.transpose(1, 2).flatten(0, 1)[..., None]        # B·Q L 1
+            injected = self.tag_inject(match).view(
+                batch * queries, x.shape[3], x.shape[2], -1)
+            x = x + injected.permute(0, 3, 2, 1)
+
+        xt = _repeat(encoded.xt, queries) if net.time_branch else None
+        x, xt, layer_tokens = self.transformer(x, xt, text)
+        if hasattr(self, "narrow"):
+            x = self.narrow(x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+            xt = self.narrow_t(xt) if net.time_branch else None
+
+        bins = config.stft.bins
+        sizes = [bins]
+        for stride in net.strides[:-1]:
+            sizes.append(sizes[-1] // stride)
+        for i, layer in enumerate(self.frequency_decoder):
+            skip = _repeat(encoded.skips[-1 - i], queries)
+            if config.transformer.film_skips:
+                skip = self.film_skips[i](skip, text, channel_dim=1)
+            x = layer(x, skip, sizes[-1 - i])
+        spectrum = self._output_spectrum(x.float(), encoded, queries)
+        samples = encoded.mixture.shape[-1]
+        audio = istft(spectrum, config.stft.n_fft, config.stft.hop, samples)
+        if net.time_branch:
+            for i, layer in enumerate(self.time_decoder):
+                xt = layer(xt, _repeat(encoded.skips_t[-1 - i], queries),
+                           encoded.lengths_t[-1 - i])
+            audio = audio + xt.float() * _repeat(encoded.std_t, queries) \
+                + _repeat(encoded.mean_t, queries)
+
+        token_doa = doa = None
+        if config.use_localization:
+            gcc = None if encoded.gcc is None else _repeat(encoded.gcc, queries)
+            token_doa = doa = self.token_localizer(layer_tokens, gcc).float()
+            if config.localization.extracted:
+                if net.time_branch:
+                    spectrum = stft(audio, config.stft.n_fft, config.stft.hop)
+                with torch.autocast(audio.device.type, enabled=False):
+                    doa = token_doa + self.extracted_localizer(spectrum)
+        shape = (batch, queries)
+        return LuSeeLOutput(
+            audio=audio.unflatten(0, shape),
+            doa_logits=None if doa is None else doa.unflatten(0, shape),
+            token_doa_logits=None if token_doa is None else token_doa.unflatten(0, shape),
+            tag_tokens=encoded.tag_tokens,
+            presence_logits=presence,
+        )
+
+    def _output_spectrum(self, x: Tensor, encoded: Encoded, queries: int) -> Tensor:
+        """(B·Q, 2·C, F, T) decoder output → (B·Q, C, F, T) complex."""
+        x = x.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2)
+        if self.config.backbone.output == "mask":
+            # bounded parts keep a new network near the mixture's level
+            mask = torch.view_as_complex(2 * torch.tanh(x / 2).contiguous())
+            return mask * _repeat(encoded.spectrum, queries)
+        std, mean = (_repeat(v, queries)[..., None] for v in (encoded.std, encoded.mean))
+        return torch.view_as_complex((x * std + mean).contiguous())
+
+    def forward(self, mixture: Tensor, tokens: Tensor, mask: Tensor) -> LuSeeLOutput:
+        """
+        Args:
+            mixture: (B, C, N) float, full scale ±1.
+            tokens: (B, Q, L, E) frozen token embeddings of Q queries per mixture.
+            mask: (B, Q, L) bool, True at real tokens.
+        """
+        return self.extract(self.encode(mixture), tokens, mask)
+
+    def likelihood(self, logits: Tensor) -> Tensor:
+        """DoA logits (…, 360) → likelihood in [0, 1] over azimuth, 1 where it is certain.
+
+        The paper's sigmoid, or for a softmax head the probability relative to the peak of the
+        label it was trained on.
+        """
+        if self.config.localization.activation == "sigmoid":
+            return torch.sigmoid(logits)
+        return (logits.softmax(-1) / LABEL_PEAK).clamp(max=1.0)
+
+    def parameter_count(self) -> int:
+        """Trainable parameters (the frozen text encoder isn't part of this module)."""
+        return sum(p.numel() for p in self.parameters())
+
+
+__all__ = ["AZIMUTH_BINS", "Encoded", "LuSeeL", "LuSeeLOutput", "Tagger"]

@@ -1,0 +1,88 @@
+"""Pictures of an extraction: spectrograms and the direction on a circle.
+
+matplotlib is imported when a picture is drawn, not before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+
+from .inference import Extraction
+
+_RANGE_DB = 70.0
+
+
+def spectrogram_db(audio: np.ndarray, sample_rate: int, n_fft: int = 1024
+                   ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Level of both ears' mean power in dB, (frequencies, frames), and its extent for imshow."""
+    from scipy.signal import ShortTimeFFT, get_window
+
+    hop = n_fft // 4
+    audio = np.pad(audio, ((0, 0), (0, max(0, n_fft - audio.shape[-1]))))
+    transform = ShortTimeFFT(get_window("hann", n_fft), hop, sample_rate, scale_to="magnitude")
+    power = np.mean(np.abs(transform.stft(audio)) ** 2, axis=0)
+    return 10 * np.log10(power + 1e-12), (
+        0.0, audio.shape[-1] / sample_rate, 0.0, sample_rate / 2000.0)
+
+
+def draw_spectrogram(axes, audio: np.ndarray, sample_rate: int, title: str,
+                     top_db: float | None = None) -> float:
+    """Draw into ``axes``; returns the loudest level, for the same scale in the next picture."""
+    level, extent = spectrogram_db(audio, sample_rate)
+    top = float(level.max()) if top_db is None else top_db
+    axes.imshow(level, origin="lower", aspect="auto", extent=extent, cmap="magma",
+                vmin=top - _RANGE_DB, vmax=top, interpolation="nearest")
+    axes.set(title=title, xlabel="time in s", ylabel="frequency in kHz")
+    return top
+
+
+def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float | None = None,
+                    title: str = "") -> None:
+    """Likelihood over azimuth on polar ``axes``: front is up, left is left."""
+    angles = np.radians(np.arange(len(likelihood) + 1))
+    closed = np.append(likelihood, likelihood[0])
+    axes.set_theta_zero_location("N")
+    axes.plot(angles, closed, color="tab:orange")
+    axes.fill(angles, closed, color="tab:orange", alpha=0.3)
+    top = max(float(closed.max()), 1e-3)
+    if not np.isnan(azimuth):
+        axes.plot([np.radians(azimuth)] * 2, [0, top], color="tab:red", lw=2,
+                  label=f"estimate {azimuth:.0f}°")
+    if truth is not None:
+        axes.plot([np.radians(truth)] * 2, [0, top], color="tab:green", lw=2, ls="--",
+                  label=f"truth {truth:.0f}°")
+    axes.set_xticks(np.radians([0, 90, 180, 270]), ["front", "left", "back", "right"])
+    axes.set_yticks([])
+    axes.set_title(title)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), fontsize="small")
+
+
+def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
+                     path: str | Path) -> None:
+    """Write a picture: the mixture on top, then a row for each query with its sound, its
+    directions and its confidence over time.
+
+    Args:
+        mixture: (2, samples) at the extractions' rate.
+        path: PNG, SVG or PDF.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = 1 + len(extractions)
+    figure = plt.figure(figsize=(11, 2.9 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, 2, width_ratios=[3, 1.2])
+    rate = extractions[0].sample_rate
+    top = draw_spectrogram(figure.add_subplot(grid[0, 0]), mixture, rate, "mixture")
+    figure.add_subplot(grid[0, 1]).set_axis_off()
+    for row, extraction in enumerate(extractions, start=1):
+        draw_spectrogram(figure.add_subplot(grid[row, 0]), extraction.audio, rate,
+                         f"“{extraction.query}”, confidence {extraction.confidence:.2f}", top)
+        draw_directions(figure.add_subplot(grid[row, 1], projection="polar"),
+                        extraction.likelihood, extraction.azimuth)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
