@@ -1,0 +1,1 @@
+"""Training of LuSeeL: corpus, binaural simulation, losses, evaluation. Needs no ROS."""

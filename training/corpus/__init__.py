@@ -1,0 +1,1 @@
+"""The open corpus of sound events: catalogues, readers and packing."""

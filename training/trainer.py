@@ -1,0 +1,442 @@
+"""The trainer: one YAML in, checkpoints, CSV and TensorBoard logs out; resumes exactly.
+
+The order of a step: simulate scenes, draw wordings, forward, objective, update, average weights.
+All random numbers come from generators whose state is saved, so that a run that was interrupted
+and resumed equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from luseel_model.checkpoint import save_checkpoint
+from luseel_model.config import ModelConfig, build_config, load_config, read_yaml, to_dict
+from luseel_model.errors import CheckpointError, ConfigError
+from luseel_model.luseel import LuSeeL
+from luseel_model.text import TextEncoder
+from training.captions import Captions
+from training.heads import load_head
+from training.metrics import batch_metrics
+from training.objective import LossConfig, Objective
+from training.pool import ClipPool
+from training.queries import QueryBank
+from training.simulation import BinauralSimulator, Scene, SimulationConfig
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """``packed``: folder of training.corpus.pack; ``heads``: names or SOFA files.
+
+    ``queries`` of a mixture's sources are asked for in a step (0: all of them).
+    """
+
+    packed: str = "data/packed"
+    heads: tuple[str, ...] = ("mit_kemar",)
+    captions: bool = True
+    label_share: float = 0.3
+    queries: int = 0
+    simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. ``schedule``: 'plateau' halves the rate after ``patience`` validations without
+    improvement (paper); 'decay' holds it and falls linearly to 2% over the last ``decay_steps``.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 5000
+    schedule: Literal["plateau", "decay"] = "plateau"
+    patience: int = 6
+    decay_steps: int = 0
+    clip_norm: float = 5.0
+    average: float = 0.0  # decay of the moving average of weights that is validated and saved
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """``every`` steps (the paper's epoch), ``mixtures`` fixed scenes of the valid split."""
+
+    every: int = 500
+    mixtures: int = 128
+    sources: int = 2
+    stop_patience: int = 10
+    batch_size: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. ``tag_steps``: first steps that train encoder and tagger alone, with
+    batches of ``tag_batch_size``."""
+
+    name: str
+    model: str
+    steps: int
+    batch_size: int = 8
+    tag_steps: int = 0
+    tag_batch_size: int = 24
+    seed: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 20
+    save_every: int = 200
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def model_config(self) -> ModelConfig:
+        """The model's configuration with ``overrides`` (nested mapping) applied."""
+        def merged(base: dict, change: dict) -> dict:
+            return {**base, **{key: merged(base[key], value) if isinstance(value, dict)
+                               and isinstance(base.get(key), dict) else value
+                               for key, value in change.items()}}
+        return build_config(ModelConfig, merged(to_dict(load_config(self.model)), self.overrides))
+
+
+def load_train_config(name_or_path: str | Path, changes: list[str] | None = None) -> TrainConfig:
+    """A training configuration by name or path; ``changes`` like ``optimizer.patience=3``."""
+    path = Path(name_or_path)
+    if not path.suffix:
+        path = CONFIG_FOLDER / f"{name_or_path}.yaml"
+        if not path.exists():
+            known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
+            raise ConfigError(f"no training configuration {name_or_path!r}; there are: {known}")
+    data = read_yaml(path)
+    for change in changes or []:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise ConfigError(f"{change!r}: expected key=value")
+        *parents, last = key.strip().split(".")
+        place = data
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    return build_config(TrainConfig, data)
+
+
+class Trainer:
+    """Trains one network.
+
+    Args:
+        config: the run.
+        out: folder for ``best.safetensors``, ``last.safetensors``, ``resume.pt``, ``log.csv``,
+            ``validation.csv`` and TensorBoard files. A ``resume.pt`` in it is resumed.
+        device: 'cpu', 'cuda', ...; default: CUDA where there is one.
+        init: checkpoint whose weights start the run (fine-tuning).
+    """
+
+    def __init__(self, config: TrainConfig, out: str | Path, device: str | None = None,
+                 init: str | Path | None = None):
+        self.config, self.out = config, Path(out)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config.seed)
+        self.network = LuSeeL(config.model_config())
+        if init is not None:
+            from luseel_model.checkpoint import read_checkpoint
+            self.network.load_state_dict(read_checkpoint(init)[1])
+        self.network.to(self.device)
+        self.objective = Objective(config.loss, self.network).to(self.device)
+        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        decay, plain = [], []
+        for parameter in self.network.parameters():
+            (decay if parameter.dim() > 1 else plain).append(parameter)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.optimizer.weight_decay},
+             {"params": plain, "weight_decay": 0.0}],
+            lr=config.optimizer.learning_rate, betas=(0.9, 0.98))
+
+        data = config.data
+        heads = [load_head(name) for name in data.heads]
+        self.train_pool = ClipPool.load(data.packed, "train", self.device)
+        valid_pool = ClipPool.load(data.packed, "valid", self.device)
+        encoder = TextEncoder(self.network.config.text, self.device)
+        self.captions = Captions.load() if data.captions else None
+        self.bank = QueryBank(self.train_pool.kinds, encoder, self.captions, data.label_share,
+                              self.device)
+        del encoder
+        if data.simulation.seconds != self.network.config.window:
+            raise ConfigError(
+                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
+                f"{self.network.config.window}: make them equal")
+        self.simulator = BinauralSimulator(
+            self.train_pool, heads, data.simulation, self.device, config.seed,
+            self.bank.confusable)
+        plain_simulation = data.simulation.plain()
+        self.validation_simulator = BinauralSimulator(
+            valid_pool, heads[:1], plain_simulation, self.device, 1234, self.bank.confusable)
+        self.generator = torch.Generator().manual_seed(config.seed + 1)  # wordings, query choice
+
+        self.step, self.best, self.best_step, self.stale, self.rate_factor = 0, math.inf, 0, 0, 1.0
+        self._scenes: list[Scene] | None = None
+        self._seconds = {"simulation": 0.0, "network": 0.0}
+        if (self.out / "resume.pt").exists():
+            self._resume()
+        (self.out / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+
+    # -- state
+
+    def _resume(self) -> None:
+        path = self.out / "resume.pt"
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.average = state["average"]
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} doesn't fit this run ({error}): train into another folder, or delete it "
+                "to start over") from error
+        self.simulator.load_state_dict(state["simulator"])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu())
+        for name in ("step", "best", "best_step", "stale", "rate_factor"):
+            setattr(self, name, state[name])
+
+    def save_resume(self) -> None:
+        """Write everything that an exact resumption needs, atomically."""
+        state = {
+            "network": self.network.state_dict(), "average": self.average,
+            "optimizer": self.optimizer.state_dict(), "simulator": self.simulator.state_dict(),
+            "generator": self.generator.get_state(), "torch": torch.get_rng_state(),
+            **{n: getattr(self, n) for n in ("step", "best", "best_step", "stale", "rate_factor")},
+        }
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        temporary = self.out / "resume.pt.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / "resume.pt")
+
+    def save_network(self, name: str, **info: Any) -> None:
+        info = {"training": self.config.name, "step": self.step,
+                "kinds": self.train_pool.kinds, **info}
+        save_checkpoint(self.out / name, self._evaluated_state(), self.network.config, info)
+
+    def _evaluated_state(self) -> dict[str, Tensor]:
+        return self.average if self.config.optimizer.average else self.network.state_dict()
+
+    # -- one step
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of step ``step`` (from 0)."""
+        config = self.config.optimizer
+        rate = config.learning_rate * self.rate_factor
+        rate *= min(1.0, (step + 1) / max(1, config.warmup_steps))
+        if config.schedule == "decay" and config.decay_steps:
+            left = self.config.steps - step
+            rate *= max(0.02, min(1.0, left / config.decay_steps))
+        return rate
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16,
+                              enabled=self.config.precision == "bfloat16")
+
+    def losses(self, scene: Scene, bank_generator: torch.Generator) -> dict[str, Tensor]:
+        """Terms of the objective for one batch."""
+        tagging = bool(self.network.config.tagging.width)
+        sentences = self.bank.all_sentences(bank_generator) if tagging else None
+        if self.step < self.config.tag_steps:
+            with self._autocast():
+                encoded = self.network.encode(scene.mixture)
+            return self.objective.tags(self.network, encoded.tag_tokens, sentences, scene.sources,
+                                       scene.kind, self.bank.confusable)
+        sources, azimuth, kind = scene.sources, scene.azimuth, scene.kind
+        wanted = self.config.data.queries
+        if wanted and wanted < kind.shape[1]:
+            chosen = torch.rand(kind.shape, generator=bank_generator).argsort(1)[:, :wanted]
+            chosen = chosen.to(kind.device)
+            rows = torch.arange(len(kind), device=kind.device)[:, None]
+            sources, azimuth, kind = sources[rows, chosen], azimuth[rows, chosen], kind[rows, chosen]
+        tokens, mask = self.bank.batch(self.bank.draw(kind, bank_generator))
+        with self._autocast():
+            output = self.network(scene.mixture, tokens, mask)
+        terms = self.objective.extraction(
+            self.network, output, scene.mixture, sources, azimuth)
+        if tagging:
+            terms |= self.objective.tags(self.network, output.tag_tokens, sentences,
+                                         scene.sources, scene.kind, self.bank.confusable)
+        return terms
+
+    def train_step(self) -> dict[str, float]:
+        config = self.config
+        started = time.perf_counter()
+        size = config.tag_batch_size if self.step < config.tag_steps else config.batch_size
+        scene = self.simulator.sample(size)
+        simulated = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        self.network.train()
+        terms = self.losses(scene, self.generator)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.optimizer.clip_norm)
+        if torch.isfinite(norm):  # one broken batch must not spoil the run
+            self.optimizer.step()
+        self.step += 1
+        self._update_average()
+        self._seconds["simulation"] += simulated - started
+        self._seconds["network"] += time.perf_counter() - simulated
+        return {"loss": loss, "grad_norm": norm, **terms}
+
+    def _update_average(self) -> None:
+        decay = self.config.optimizer.average
+        if not decay:
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for key, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[key].lerp_(value, 1 - decay)
+            else:
+                self.average[key].copy_(value)
+
+    # -- validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Means over the fixed validation scenes, queries by the bare labels."""
+        config = self.config.validation
+        if self._scenes is None:
+            batches = max(1, config.mixtures // config.batch_size)
+            self._scenes = [self.validation_simulator.sample(config.batch_size, config.sources)
+                            for _ in range(batches)]
+        trained = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.network.load_state_dict(self._evaluated_state())
+        self.network.eval()
+        rows: list[dict[str, Tensor]] = []
+        losses = []
+        try:
+            for scene in tqdm(self._scenes, desc="validation", leave=False):
+                tokens, mask = self.bank.batch(self.bank.first[scene.kind])
+                with self._autocast():
+                    output = self.network(scene.mixture, tokens, mask)
+                terms = self.objective.extraction(
+                    self.network, output, scene.mixture, scene.sources, scene.azimuth)
+                losses.append(torch.stack(list(terms.values())).sum())
+                rows.append(self._metrics(scene, output))
+        finally:
+            self.network.load_state_dict(trained)
+        result = {key: float(torch.cat([row[key] for row in rows]).float().mean())
+                  for key in rows[0]}
+        return {"loss": float(torch.stack(losses).mean()), **result}
+
+    def _metrics(self, scene: Scene, output) -> dict[str, Tensor]:
+        batch, sources = scene.kind.shape
+        target = scene.sources.flatten(0, 1)
+        others = torch.stack([
+            scene.sources[:, [j for j in range(sources) if j != i]] for i in range(sources)], dim=1)
+        azimuth = None
+        if output.doa_logits is not None:
+            azimuth = output.doa_logits.argmax(-1).flatten().float()
+        return batch_metrics(
+            output.audio.flatten(0, 1), target, scene.mixture.repeat_interleave(sources, 0),
+            others.flatten(0, 1), azimuth, scene.azimuth.flatten())
+
+    # -- the run
+
+    def run(self, max_minutes: float | None = None) -> dict[str, float]:
+        """Train to the end (or for ``max_minutes``), resuming where the folder left off.
+
+        Ctrl-C saves before it stops. Returns the last validation.
+        """
+        config = self.config
+        writer = SummaryWriter(self.out / "tensorboard")
+        deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        result: dict[str, float] = {}
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step",
+                   dynamic_ncols=True)
+        sums: dict[str, Tensor] = {}
+        try:
+            while self.step < config.steps and time.monotonic() < deadline:
+                for key, value in self.train_step().items():
+                    sums[key] = sums.get(key, 0) + value.detach()
+                bar.update()
+                if self.step % config.log_every == 0:
+                    self._log(sums, writer, bar)
+                    sums = {}
+                if self.step % config.validation.every == 0 or self.step == config.steps:
+                    if self.step > config.tag_steps:
+                        result = self._validation_round(writer, bar)
+                        if self.stale >= config.validation.stop_patience:
+                            tqdm.write(f"no improvement in {self.stale} validations: stopped")
+                            break
+                if self.step % config.save_every == 0:
+                    self.save_resume()
+        except KeyboardInterrupt:
+            tqdm.write("interrupted: saving; the same command resumes")
+        finally:
+            bar.close()
+            self.save_resume()
+            self.save_network("last.safetensors")
+            writer.close()
+        return result
+
+    def _validation_round(self, writer: SummaryWriter, bar: tqdm) -> dict[str, float]:
+        result = self.validate()
+        if result["loss"] < self.best:
+            self.best, self.best_step, self.stale = result["loss"], self.step, 0
+            self.save_network("best.safetensors", validation=result)
+        else:
+            self.stale += 1
+            if self.config.optimizer.schedule == "plateau" and \
+                    self.stale % self.config.optimizer.patience == 0:
+                self.rate_factor /= 2
+        for key, value in result.items():
+            writer.add_scalar(f"validation/{key}", value, self.step)
+        _append_csv(self.out / "validation.csv", {"step": self.step, **result})
+        tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in result.items()))
+        return result
+
+    def _log(self, sums: dict[str, Tensor], writer: SummaryWriter, bar: tqdm) -> None:
+        count = self.config.log_every
+        row = {key: float(value) / count for key, value in sums.items()}
+        row["learning_rate"] = self.learning_rate(self.step - 1)
+        total = sum(self._seconds.values())
+        row["steps_per_s"] = count / total
+        row["simulation_share"] = self._seconds["simulation"] / total
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        for key, value in row.items():
+            writer.add_scalar(f"train/{key}", value, self.step)
+        _append_csv(self.out / "log.csv", {"step": self.step, **row})
+        bar.set_postfix(loss=f"{row['loss']:.2f}", data=f"{row['simulation_share']:.0%}")
+
+
+def _append_csv(path: Path, row: dict[str, float]) -> None:
+    """Append a row; columns that a file's head lacks (a later stage's terms) start a new head."""
+    header = None
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+            header = list(rows[0]) if rows else None
+    if header is not None and set(row) - set(header):
+        names = header + [key for key in row if key not in header]
+        with open(path.with_suffix(".tmp"), "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(path.with_suffix(".tmp"), path)
+        header = names
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header or list(row))
+        if header is None:
+            writer.writeheader()
+        writer.writerow(row)
