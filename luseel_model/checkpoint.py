@@ -57,7 +57,8 @@ def find_checkpoint(name_or_path: str | Path | None) -> Path:
                 f"no checkpoint called {str(name_or_path)!r}; shipped are: {known or 'none'}. "
                 "Give one of these, or the path of a .safetensors file.")
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}: give the path of a .safetensors file, or "
+                              "leave it out for the shipped one")
     return path
 
 
@@ -73,17 +74,20 @@ def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(
-                    f"{path} is a safetensors file, but not a LuSeeL checkpoint ({FORMAT})")
+                    f"{path} is a safetensors file, but not a LuSeeL checkpoint ({FORMAT}): give "
+                    "one that luseel-train wrote, or leave it out for the shipped one")
             state = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} can't be read as safetensors ({error}): it is truncated or another kind of "
-            "file. Fetch it again, or train one.") from None
+            "file (PyTorch's pickles are never loaded). Fetch it again, or train one.") from None
     try:
         config = build_config(ModelConfig, json.loads(metadata["config"]))
         info = json.loads(metadata.get("info", "{}"))
     except (KeyError, json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its configuration can't be read: {error}") from None
+        raise CheckpointError(
+            f"{path}: its configuration can't be read: {error}. It may be damaged or come from "
+            "another version: fetch it again, or update this package.") from None
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return config, state, info
 
@@ -96,5 +100,7 @@ def load_network(path: str | Path | None, device: str | torch.device = "cpu"
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights don't fit the configuration: {error}") from None
+        raise CheckpointError(
+            f"{find_checkpoint(path)}: the weights don't fit the configuration in it; fetch it "
+            f"again, or train one. {error}") from None
     return network.to(device).eval(), info

@@ -123,6 +123,18 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_at_least(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{name} must be at least {least}, got {value}")
+
+
+def _require_share(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class StftConfig:
     """Short-time Fourier transform. ``n_fft`` must be a multiple of 2·``hop`` (samples)."""
@@ -168,10 +180,13 @@ class BackboneConfig:
     rescale: float = 0.1
 
     def __post_init__(self) -> None:
+        _require_at_least(self, 1, "channels", "growth", "dconv_compress")
+        _require_at_least(self, 0, "norm_groups", "decoder_context", "dconv_depth")
         _require(len(self.strides) > 0 and min(self.strides) >= 2 and
                  all(s % 2 == 0 for s in self.strides), "strides must be even numbers from 2")
-        _require(len(self.encoder_context) == len(self.strides),
-                 "encoder_context needs one value per stride")
+        _require(len(self.encoder_context) == len(self.strides) and
+                 min(self.encoder_context) >= 0,
+                 "encoder_context needs one value from 0 per stride")
         _require(self.norm_groups == 0 or self.channels % self.norm_groups == 0,
                  "channels must be a multiple of norm_groups")
 
@@ -197,6 +212,12 @@ class TransformerConfig:
     dropout: float = 0.0
     film_skips: bool = False
 
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "layers", "heads")
+        _require_at_least(self, 0, "shared_layers", "width")
+        _require(self.feed_forward > 0, "feed_forward must be above 0")
+        _require_share(self, "dropout")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -215,6 +236,12 @@ class TextConfig:
     feed_forward: int = 1024
     dropout: float = 0.1
     max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "embedding", "width", "layers", "heads", "feed_forward")
+        _require_at_least(self, 3, "max_tokens")  # the tokenizer adds up to two of its own
+        _require(self.width % self.heads == 0, "width must be a multiple of heads")
+        _require_share(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +266,14 @@ class LocalizationConfig:
     extracted_hidden: int = 512
 
     def __post_init__(self) -> None:
-        _require(self.frame_channels[-1] == 1, "frame_channels must end in 1")
+        _require_at_least(self, 1, "token_channels", "hidden", "hidden_layers",
+                          "extracted_hidden")
+        _require(self.frame_channels[-1:] == (1,) and min(self.frame_channels) >= 1,
+                 "frame_channels must be positive numbers that end in 1")
+        _require(self.gcc_hop > 0, "gcc_hop must be above 0")
+        _require(self.gcc_lags >= 2 and self.gcc_lags % 2 == 0,
+                 f"gcc_lags must be an even number from 2, got {self.gcc_lags}")
+        _require_share(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +283,9 @@ class TaggingConfig:
     also shown to the extractor."""
 
     width: int = 0
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 0, "width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +312,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.audio_channels in (1, 2), "audio_channels must be 1 or 2")
         _require(self.sample_rate > 0 and self.window > 0, "sample_rate and window must be > 0")
+        _require(self.window_samples >= self.stft.n_fft,
+                 f"window ({self.window_samples} samples) must hold at least one frame of "
+                 f"stft.n_fft {self.stft.n_fft}")
         _require(not (self.use_localization and self.audio_channels == 1),
                  "use_localization needs two audio_channels")
         _require(not (self.backbone.inputs == "interaural" and self.audio_channels == 1),
@@ -284,8 +324,6 @@ class ModelConfig:
         _require(self.width % self.transformer.heads == 0,
                  f"the transformer's width {self.width} must be a multiple of its heads")
         _require(self.width % 4 == 0, "the transformer's width must be a multiple of 4")
-        _require(self.text.width % self.text.heads == 0,
-                 "text.width must be a multiple of text.heads")
 
     @property
     def window_samples(self) -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .angles import wrap_degrees
 from .checkpoint import find_checkpoint, load_network
 from .config import AZIMUTH_BINS
-from .errors import AudioError, LuseelError
+from .errors import AudioError, LuseelError, QueryError
 from .luseel import LuSeeL
 from .text import TextEncoder, pad_embeddings, validate_query
 
@@ -118,7 +118,8 @@ def validate_audio(audio: Any, sample_rate: Any, channels: int = 2) -> np.ndarra
             isinstance(sample_rate, bool) or not 1 <= sample_rate <= _MAX_RATE:
         raise AudioError(f"sample rate {sample_rate!r} Hz: expected a number from 1 to {_MAX_RATE}")
     if isinstance(audio, Tensor):
-        audio = audio.detach().cpu().numpy()
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
     audio = np.asarray(audio)
     if audio.dtype.kind == "i":
         audio = audio / float(np.iinfo(audio.dtype).max + 1)
@@ -220,12 +221,18 @@ class Extractor:
             window: (2, n) at the model's rate, n up to ``window_samples``; shorter is filled with
                 silence at the end.
             queries: Q descriptions.
+        Raises:
+            AudioError, QueryError: what was given can't be used; the message says why.
         """
-        window = torch.as_tensor(np.asarray(window, dtype=np.float32))
+        if isinstance(queries, str) or not len(queries):
+            raise QueryError(f"queries must be a list of descriptions, got {queries!r}")
+        window = torch.as_tensor(window).detach().float()
         samples = window.shape[-1]
         if window.dim() != 2 or window.shape[0] != 2 or not 0 < samples <= self.window_samples:
             raise AudioError(f"a window must have shape (2, 1..{self.window_samples}), "
                              f"got {tuple(window.shape)}")
+        if not window.isfinite().all():
+            raise AudioError("the window has NaN or infinite samples")
         window = torch.nn.functional.pad(window, (0, self.window_samples - samples))
         output = self.infer_windows(window[None], queries)[0]
         output.audio = output.audio[..., :samples]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 import torch
@@ -31,10 +32,17 @@ def main(argv: list[str] | None = None) -> int:
     except LuseelError as error:
         print(f"luseel-train: {error}", file=sys.stderr)
         return 2
+    # a server's shutdown ends the run as Ctrl-C does: saved
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{config.name}: {trainer.network.parameter_count() / 1e6:.2f} M parameters, "
           f"{len(trainer.train_pool)} recordings of {len(trainer.train_pool.kinds)} kinds, "
           f"from step {trainer.step} to {config.steps} on {trainer.device} -> {trainer.out}")
-    trainer.run(args.minutes)
+    try:
+        trainer.run(args.minutes)
+    except KeyboardInterrupt:
+        print(f"luseel-train: stopped at once; the same command resumes from the last save in "
+              f"{trainer.out}", file=sys.stderr)
+        return 130
     print(f"best validation loss {trainer.best:.3f} at step {trainer.best_step}: "
           f"{trainer.out / 'best.safetensors'}")
     return 0

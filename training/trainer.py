@@ -7,11 +7,15 @@ and resumed equals an uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import os
+import pickle
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +26,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from luseel_model.checkpoint import save_checkpoint
+from luseel_model.checkpoint import read_checkpoint, save_checkpoint
 from luseel_model.config import ModelConfig, build_config, load_config, read_yaml, to_dict
 from luseel_model.errors import CheckpointError, ConfigError
 from luseel_model.luseel import LuSeeL
@@ -101,6 +105,19 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def check(self, model: ModelConfig) -> None:
+        """A :class:`ConfigError` where the run and its model contradict each other."""
+        loss = self.loss
+        tagging = loss.dense_tags or loss.clip_tags or loss.presence
+        if (tagging or self.tag_steps) and not model.tagging.width:
+            raise ConfigError("loss.dense_tags, clip_tags and presence and tag_steps need a model "
+                              "with tagging.width")
+        if self.tag_steps and not tagging:
+            raise ConfigError("tag_steps need a weight in loss.dense_tags, clip_tags or presence")
+        if not (loss.si_snr or loss.spectrum or loss.magnitude or
+                (model.use_localization and (loss.doa or loss.doa_tokens))):
+            raise ConfigError("loss has no weight above 0 for the extraction or its direction")
+
     def model_config(self) -> ModelConfig:
         """The model's configuration with ``overrides`` (nested mapping) applied."""
         def merged(base: dict, change: dict) -> dict:
@@ -127,6 +144,8 @@ def load_train_config(name_or_path: str | Path, changes: list[str] | None = None
         place = data
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{change!r}: {parent} has no keys")
         place[last] = yaml.safe_load(value)
     return build_config(TrainConfig, data)
 
@@ -150,8 +169,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = LuSeeL(config.model_config())
         if init is not None:
-            from luseel_model.checkpoint import read_checkpoint
-            self.network.load_state_dict(read_checkpoint(init)[1])
+            try:
+                self.network.load_state_dict(read_checkpoint(init)[1])
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"the weights of {init} don't fit the model {config.model}: {error}") from None
+        config.check(self.network.config)
         self.network.to(self.device)
         self.objective = Objective(config.loss, self.network).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -200,7 +223,7 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.average = state["average"]
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{path} doesn't fit this run ({error}): train into another folder, or delete it "
                 "to start over") from error
@@ -211,6 +234,9 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda"].cpu())
         for name in ("step", "best", "best_step", "stale", "rate_factor"):
             setattr(self, name, state[name])
+        # what was logged after the save happens again
+        for name in ("log.csv", "validation.csv"):
+            _truncate_csv(self.out / name, self.step)
 
     def save_resume(self) -> None:
         """Write everything that an exact resumption needs, atomically."""
@@ -276,11 +302,18 @@ class Trainer:
                                          scene.sources, scene.kind, self.bank.confusable)
         return terms
 
-    def train_step(self) -> dict[str, float]:
+    def _heard(self, scene: Scene) -> Scene:
+        """What the network hears of a scene: both ears, or the left one."""
+        ears = self.network.config.audio_channels
+        return dataclasses.replace(
+            scene, mixture=scene.mixture[:, :ears], sources=scene.sources[:, :, :ears])
+
+    def train_step(self) -> dict[str, Tensor]:
+        """Loss, gradient norm and weighted terms of one step."""
         config = self.config
         started = time.perf_counter()
         size = config.tag_batch_size if self.step < config.tag_steps else config.batch_size
-        scene = self.simulator.sample(size)
+        scene = self._heard(self.simulator.sample(size))
         simulated = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
@@ -317,8 +350,9 @@ class Trainer:
         config = self.config.validation
         if self._scenes is None:
             batches = max(1, config.mixtures // config.batch_size)
-            self._scenes = [self.validation_simulator.sample(config.batch_size, config.sources)
-                            for _ in range(batches)]
+            self._scenes = [
+                self._heard(self.validation_simulator.sample(config.batch_size, config.sources))
+                for _ in range(batches)]
         trained = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self._evaluated_state())
         self.network.eval()
@@ -356,41 +390,43 @@ class Trainer:
     def run(self, max_minutes: float | None = None) -> dict[str, float]:
         """Train to the end (or for ``max_minutes``), resuming where the folder left off.
 
-        Ctrl-C saves before it stops. Returns the last validation.
+        Ctrl-C (or SIGTERM) finishes the step and saves before it stops; a second one stops at
+        once, and leaves what was last saved. Returns the last validation.
         """
         config = self.config
-        writer = SummaryWriter(self.out / "tensorboard")
+        writer = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1)
         deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
         result: dict[str, float] = {}
         bar = tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step",
                    dynamic_ncols=True)
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, list[Tensor]] = {}
         try:
-            while self.step < config.steps and time.monotonic() < deadline:
-                for key, value in self.train_step().items():
-                    sums[key] = sums.get(key, 0) + value.detach()
-                bar.update()
-                if self.step % config.log_every == 0:
-                    self._log(sums, writer, bar)
-                    sums = {}
-                if self.step % config.validation.every == 0 or self.step == config.steps:
-                    if self.step > config.tag_steps:
-                        result = self._validation_round(writer, bar)
-                        if self.stale >= config.validation.stop_patience:
-                            tqdm.write(f"no improvement in {self.stale} validations: stopped")
-                            break
-                if self.step % config.save_every == 0:
-                    self.save_resume()
-        except KeyboardInterrupt:
-            tqdm.write("interrupted: saving; the same command resumes")
+            with _interrupts_after_step() as interrupted:
+                while (self.step < config.steps and time.monotonic() < deadline
+                       and self.stale < config.validation.stop_patience and not interrupted):
+                    for key, value in self.train_step().items():
+                        sums.setdefault(key, []).append(value.detach())
+                    bar.update()
+                    if self.step % config.log_every == 0:
+                        self._log(sums, writer, bar)
+                        sums = {}
+                    if self.step % config.validation.every == 0 or self.step == config.steps:
+                        if self.step > config.tag_steps:
+                            result = self._validation_round(writer)
+                    if self.step % config.save_every == 0:
+                        self.save_resume()
+                self.save_resume()
+                self.save_network("last.safetensors")
+                if interrupted:
+                    tqdm.write("interrupted and saved; the same command resumes")
+                elif self.stale >= config.validation.stop_patience:
+                    tqdm.write(f"no improvement in {self.stale} validations: stopped")
         finally:
             bar.close()
-            self.save_resume()
-            self.save_network("last.safetensors")
             writer.close()
         return result
 
-    def _validation_round(self, writer: SummaryWriter, bar: tqdm) -> dict[str, float]:
+    def _validation_round(self, writer: SummaryWriter) -> dict[str, float]:
         result = self.validate()
         if result["loss"] < self.best:
             self.best, self.best_step, self.stale = result["loss"], self.step, 0
@@ -406,9 +442,9 @@ class Trainer:
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.3g}" for k, v in result.items()))
         return result
 
-    def _log(self, sums: dict[str, Tensor], writer: SummaryWriter, bar: tqdm) -> None:
-        count = self.config.log_every
-        row = {key: float(value) / count for key, value in sums.items()}
+    def _log(self, sums: dict[str, list[Tensor]], writer: SummaryWriter, bar: tqdm) -> None:
+        count = len(sums["loss"])  # fewer than log_every after a resumption
+        row = {key: float(torch.stack(values).mean()) for key, values in sums.items()}
         row["learning_rate"] = self.learning_rate(self.step - 1)
         total = sum(self._seconds.values())
         row["steps_per_s"] = count / total
@@ -418,6 +454,42 @@ class Trainer:
             writer.add_scalar(f"train/{key}", value, self.step)
         _append_csv(self.out / "log.csv", {"step": self.step, **row})
         bar.set_postfix(loss=f"{row['loss']:.2f}", data=f"{row['simulation_share']:.0%}")
+
+
+@contextlib.contextmanager
+def _interrupts_after_step():
+    """Hold Ctrl-C and SIGTERM back, so that a step is never saved half done.
+
+    Gives a list that the first signal fills; a second one raises KeyboardInterrupt.
+    """
+    interrupted: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted  # signals reach the main thread only
+        return
+    previous = {number: signal.signal(number, handle)
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _truncate_csv(path: Path, step: int) -> None:
+    """Drop the rows after ``step``."""
+    if not path.exists():
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    with open(path.with_suffix(".tmp"), "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *(r for r in rows if r and int(r[0]) <= step)])
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def _append_csv(path: Path, row: dict[str, float]) -> None:

@@ -1,0 +1,156 @@
+"""Between ROS messages and arrays: samples, stamps, directions, markers. No signal processing.
+
+Angles: luseel_model speaks degrees in [0, 360), counter-clockwise, 0 front, 90 left; messages speak
+radians in (-pi, pi], REP-103: same zero, same sense. This module is the only place where one
+becomes the other.
+"""
+
+from __future__ import annotations
+
+import array
+import colorsys
+import math
+
+import numpy as np
+from builtin_interfaces.msg import Duration, Time
+from geometry_msgs.msg import Point, Vector3
+from luseel.msg import AudioChunk, SoundEvent
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker
+
+from luseel_model.angles import circular_std, to_rep103
+from luseel_model.errors import AudioError
+from luseel_model.streaming import MAX_RATE, MIN_RATE
+
+NANOSECONDS = 1_000_000_000
+
+RING_RADIUS = 0.5  # [m] of the likelihood ring where the likelihood is 0 ...
+RING_HEIGHT = 0.5  # [m] ... and how much further out it is where the likelihood is 1
+ARROW_LENGTH = 1.0  # [m]; says nothing about the range, which is unknown
+
+
+def chunk_to_array(chunk: AudioChunk) -> np.ndarray:
+    """Samples of a raw binaural chunk, float32 (2, n) [left, right]; a view, not to be written.
+
+    Raises:
+        AudioError: not two channels, a length that doesn't fit them, no samples, or an impossible
+            rate. Values that are not finite are left to the stream, which counts them.
+    """
+    if chunk.channels != 2:
+        raise AudioError(f"{chunk.channels} channel(s): binaural audio has two, [left, right]")
+    if not MIN_RATE <= chunk.sample_rate <= MAX_RATE:
+        raise AudioError(f"sample rate {chunk.sample_rate} Hz: expected {MIN_RATE} to {MAX_RATE}")
+    if len(chunk.samples) % 2:
+        raise AudioError(f"{len(chunk.samples)} interleaved samples don't divide into 2 channels")
+    if not chunk.samples:
+        raise AudioError("a chunk without samples")
+    return np.frombuffer(chunk.samples, np.float32).reshape(-1, 2).T
+
+
+def array_to_chunk(audio: np.ndarray, sample_rate: int, first_sample: int, header: Header,
+                   query_id: str = "") -> AudioChunk:
+    """An AudioChunk of float audio (channels, n) in [-1, 1]; `header` is used as it is."""
+    interleaved = np.ascontiguousarray(np.asarray(audio, np.float32).T)
+    # array.array is what the generated class takes without a check of each element.
+    return AudioChunk(
+        header=header, first_sample=int(first_sample), sample_rate=int(sample_rate),
+        channels=audio.shape[0], samples=array.array("f", interleaved.tobytes()),
+        query_id=query_id)
+
+
+def time_to_ns(stamp: Time) -> int:
+    """Nanoseconds since the epoch of the stamp's clock."""
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def ns_to_time(nanoseconds: int) -> Time:
+    """The stamp of so many nanoseconds since the epoch, clamped to what a Time can hold."""
+    nanoseconds = min(max(int(nanoseconds), 0), (2**31 - 1) * NANOSECONDS + NANOSECONDS - 1)
+    sec, nanosec = divmod(nanoseconds, NANOSECONDS)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def add_samples(stamp: Time, samples: int, sample_rate: int) -> Time:
+    """The stamp `samples` (of either sign) later, exact to the nanosecond (rounded once)."""
+    shift, rest = divmod(int(samples) * NANOSECONDS, int(sample_rate))
+    return ns_to_time(time_to_ns(stamp) + shift + (2 * rest >= sample_rate))
+
+
+def seconds_to_duration(seconds: float) -> Duration:
+    """A Duration of that length, to the nanosecond."""
+    sec, nanosec = divmod(round(seconds * NANOSECONDS), NANOSECONDS)
+    return Duration(sec=sec, nanosec=nanosec)
+
+
+def unit_vector(azimuth: float) -> Vector3:
+    """The horizontal unit vector to an azimuth in degrees: x forward, y left, z 0."""
+    yaw = math.radians(float(azimuth))
+    return Vector3(x=math.cos(yaw), y=math.sin(yaw), z=0.0)
+
+
+def sound_event(query_id: str, query_text: str, azimuth: float, likelihood: np.ndarray,
+                confidence: float, threshold: float, processing_time: float) -> SoundEvent:
+    """A SoundEvent from what the model says.
+
+    Args:
+        azimuth: degrees in [0, 360), counter-clockwise, 90 left.
+        likelihood: (360,), bin i at i degrees.
+        confidence, threshold: in [0, 1]; active from the threshold on.
+        processing_time: seconds.
+    """
+    return SoundEvent(
+        query_id=query_id, query_text=query_text,
+        active=bool(confidence >= threshold), confidence=float(np.clip(confidence, 0, 1)),
+        azimuth=float(to_rep103(float(azimuth))),
+        azimuth_stddev=math.radians(float(circular_std(likelihood))),
+        direction=unit_vector(azimuth),
+        likelihood=np.clip(likelihood, 0, 1).astype(np.float32),
+        processing_time=seconds_to_duration(processing_time))
+
+
+def query_color(index: int) -> tuple[float, float, float]:
+    """Red, green, blue in [0, 1] of the index-th query: hues that stay far apart."""
+    return colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1.0, 0.75, 1.0)
+
+
+def event_markers(event: SoundEvent, header: Header, index: int = 0) -> list[Marker]:
+    """What RViz shows of one event, in the plane of the microphones.
+
+    A ring (LINE_STRIP) that bulges where the likelihood is high, an ARROW to the best direction
+    and a TEXT. Namespace: the query_id; ids 0, 1, 2. The arrow and the text fade with the
+    confidence. Lengths mean nothing: the range is unknown.
+    """
+    red, green, blue = query_color(index)
+
+    def marker(number: int, kind: int, alpha: float) -> Marker:
+        out = Marker(header=header, ns=event.query_id, id=number, type=kind, action=Marker.ADD)
+        out.pose.orientation.w = 1.0
+        out.color = ColorRGBA(r=red, g=green, b=blue, a=alpha)
+        return out
+
+    fade = 0.1 + 0.9 * event.confidence
+    ring = marker(0, Marker.LINE_STRIP, 0.8)
+    ring.scale.x = 0.02
+    likelihood = np.asarray(event.likelihood, np.float64)
+    radius = RING_RADIUS + RING_HEIGHT * likelihood
+    yaw = np.deg2rad(np.arange(len(radius)))
+    points = np.stack([radius * np.cos(yaw), radius * np.sin(yaw)], 1).tolist()
+    ring.points = [Point(x=x, y=y, z=0.0) for x, y in points + points[:1]]
+
+    arrow = marker(1, Marker.ARROW, fade)
+    arrow.scale.x, arrow.scale.y, arrow.scale.z = 0.04, 0.1, 0.15  # shaft, head, head length
+    tip = Point(x=ARROW_LENGTH * event.direction.x, y=ARROW_LENGTH * event.direction.y, z=0.0)
+    arrow.points = [Point(), tip]
+
+    text = marker(2, Marker.TEXT_VIEW_FACING, fade)
+    text.scale.z = 0.12
+    text.pose.position = Point(x=1.15 * tip.x, y=1.15 * tip.y, z=0.15)
+    text.text = (f"{event.query_text}\n{math.degrees(event.azimuth):+.0f}°"
+                 f"  {100 * event.confidence:.0f}%")
+    return [ring, arrow, text]
+
+
+def delete_markers(query_id: str, header: Header) -> list[Marker]:
+    """Takes the markers of a query out of RViz again."""
+    return [Marker(header=header, ns=query_id, id=number, action=Marker.DELETE)
+            for number in range(3)]

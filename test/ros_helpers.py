@@ -1,0 +1,170 @@
+"""A ROS domain for each test, a peer that talks to the node, and a model without a network."""
+
+import contextlib
+import os
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from domain_coordinator import domain_id
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from luseel.msg import AudioChunk, SoundEventArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Header, String
+from visualization_msgs.msg import MarkerArray
+
+from luseel_ros import conversions
+
+RATE = 16000
+T0 = 1_700_000_000_000_000_000  # capture time of sample 0 [ns]
+
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+
+
+class EarModel:
+    """Gives the window back; says 90 degrees when the left ear is louder, else 270."""
+
+    sample_rate, window, device, name = RATE, 0.4, "cpu", "ears"
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.runs = seconds, 0
+
+    def infer_window(self, window, queries):
+        self.runs += 1
+        time.sleep(self.seconds)
+        count, level = len(queries), np.abs(window).mean(-1)
+        azimuth = 90.0 if level[0] > level[1] else 270.0
+        likelihood = np.full((count, 360), 0.01, np.float32)
+        likelihood[:, int(azimuth)] = 1.0
+        return SimpleNamespace(
+            audio=np.stack([window] * count), azimuth=np.full(count, azimuth),
+            likelihood=likelihood, confidence=np.full(count, min(1.0, 8 * level.max())))
+
+
+@contextlib.contextmanager
+def ros_context():
+    """An initialised rclpy context on a domain that nothing else on this machine uses."""
+    with domain_id() as domain:
+        context = rclpy.Context()
+        rclpy.init(context=context, domain_id=int(domain))
+        try:
+            yield context
+        finally:
+            rclpy.try_shutdown(context=context)
+
+
+@contextlib.contextmanager
+def spinning(node):
+    """The node's callbacks run in a thread."""
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+
+    def spin():
+        with contextlib.suppress(ExternalShutdownException):
+            executor.spin()
+
+    thread = threading.Thread(target=spin, daemon=True)
+    thread.start()
+    try:
+        yield node
+    finally:
+        executor.shutdown()
+        thread.join(5)
+        node.destroy_node()
+
+
+class Peer:
+    """Everything that talks to the node: microphones, a language node, a listener."""
+
+    def __init__(self, context, node_name="/luseel", audio_reliability=ReliabilityPolicy.RELIABLE):
+        self.node = rclpy.create_node("peer", context=context)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self.name = node_name
+        self.events, self.extracted, self.markers = [], [], []
+        self.audio = self.node.create_publisher(
+            AudioChunk, "audio", QoSProfile(depth=100, reliability=audio_reliability))
+        self.query = self.node.create_publisher(String, "query", 10)
+        for kind, topic, into in (
+                (SoundEventArray, "events", self.events), (AudioChunk, "extracted", self.extracted),
+                (MarkerArray, "markers", self.markers)):
+            self.node.create_subscription(kind, f"{node_name}/{topic}", into.append, 100)
+        self.position = 0
+        self.random = np.random.default_rng(0)
+        self.sent = []
+
+    def close(self):
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+    def until(self, condition, timeout=15.0):
+        """Spin until the condition holds; returns whether it does."""
+        end = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            self.executor.spin_once(timeout_sec=0.02)
+        return True
+
+    def spin(self, seconds):
+        self.until(lambda: False, seconds)
+
+    def connected(self):
+        """The node listens, and what it publishes arrives here."""
+        return self.until(lambda: self.audio.get_subscription_count() >= 1
+                          and self.query.get_subscription_count() >= 1
+                          and self.node.count_publishers(f"{self.name}/events") >= 1)
+
+    def chunk(self, seconds=0.05, left=1.0, right=0.3, rate=RATE, **fields):
+        """The next chunk of noise, with exact stamps; `fields` replace those of the message."""
+        count = round(seconds * rate)
+        audio = self.random.uniform(-1, 1, (2, count)).astype(np.float32)
+        audio *= np.float32([[left], [right]])
+        stamp = conversions.add_samples(conversions.ns_to_time(T0), self.position, rate)
+        chunk = conversions.array_to_chunk(
+            audio, rate, self.position, Header(stamp=stamp, frame_id="mic"))
+        for name, value in fields.items():
+            setattr(chunk, name, value)
+        self.position += count
+        self.sent.append(audio)
+        return chunk
+
+    def play(self, seconds, pace=0.2, **kwargs):
+        """Chunks of 50 ms, `pace` times as long as real time between them."""
+        for _ in range(round(seconds / 0.05)):
+            self.audio.publish(self.chunk(**kwargs))
+            self.spin(0.05 * pace)
+
+    def ask(self, text):
+        self.query.publish(String(data=text))
+
+    def service(self, kind, name, request, timeout=10.0):
+        client = self.node.create_client(kind, f"{self.name}/{name}")
+        try:
+            assert self.until(client.service_is_ready, timeout), f"no service {name}"
+            future = client.call_async(request)
+            assert self.until(future.done, timeout), f"no answer from {name}"
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+    def state(self):
+        return self.service(GetState, "get_state", GetState.Request()).current_state.label
+
+    def transition(self, name):
+        number = getattr(Transition, f"TRANSITION_{name.upper()}")
+        return self.service(ChangeState, "change_state", ChangeState.Request(
+            transition=Transition(id=number))).success
+
+    def latched_publisher(self):
+        return self.node.create_publisher(String, "query", QoSProfile(
+            depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+
+
+def stamp_ns(stamp: Time) -> int:
+    return conversions.time_to_ns(stamp)

@@ -1,0 +1,347 @@
+"""The node over real DDS: audio and words in, the sound and its direction out."""
+
+import contextlib
+import gc
+import math
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+
+import rclpy  # noqa: E402
+from builtin_interfaces.msg import Time  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically  # noqa: E402
+from rclpy.qos import ReliabilityPolicy  # noqa: E402
+from ros_helpers import RATE, T0, EarModel, Peer, ros_context, spinning, stamp_ns  # noqa: E402
+from std_msgs.msg import Header, String  # noqa: E402
+from visualization_msgs.msg import Marker  # noqa: E402
+
+from luseel_model.errors import CheckpointError  # noqa: E402
+from luseel_ros.node import LuseelNode  # noqa: E402
+
+
+@contextlib.contextmanager
+def running(fake=None, load=None, reliability=ReliabilityPolicy.RELIABLE, peer_first=None,
+            **parameters):
+    """The node in a thread and a peer on the same domain -> (node, peer)."""
+    fake = fake or EarModel()
+    parameters = {"hop": 0.2, **parameters}
+    with ros_context() as context:
+        peer = Peer(context, audio_reliability=reliability)
+        if peer_first:
+            peer_first(peer)
+        node = LuseelNode(
+            load=load or (lambda name, device: fake), context=context,
+            parameter_overrides=[rclpy.Parameter(k, value=v) for k, v in parameters.items()])
+        try:
+            with spinning(node):
+                yield node, peer
+        finally:
+            peer.close()
+
+
+def heard(peer, count=1):
+    return peer.until(lambda: sum(bool(m.events) for m in peer.events) >= count)
+
+
+def listen(peer, query="dog barking"):
+    assert peer.connected()
+    if query:
+        peer.ask(query)
+        peer.spin(0.2)
+
+
+@pytest.mark.parametrize("reliability", [ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT])
+def test_audio_in_events_and_extraction_out(reliability):
+    with running(reliability=reliability) as (_, peer):
+        listen(peer)
+        peer.play(2.0)
+        assert heard(peer, 9)
+        message = next(m for m in peer.events if m.events)
+        event = message.events[0]
+        assert (event.query_id, event.query_text, event.active) == ("q1", "dog barking", True)
+        assert message.header.frame_id == "mic"
+        # one array per hop, stamped with the capture time of the hop's first sample
+        stamps = [stamp_ns(m.header.stamp) for m in peer.events]
+        assert stamps == [T0 + i * 200_000_000 for i in range(len(stamps))]
+        # gapless, stamped by its own first sample, and equal to what went in
+        position, blocks = 0, []
+        for chunk in peer.extracted:
+            assert chunk.query_id == "q1" and chunk.header.frame_id == "mic"
+            assert (chunk.sample_rate, chunk.channels) == (RATE, 2)
+            assert chunk.first_sample == position
+            assert stamp_ns(chunk.header.stamp) == T0 + position * 62_500
+            blocks.append(np.frombuffer(chunk.samples, np.float32).reshape(-1, 2).T)
+            position += blocks[-1].shape[1]
+        out, sent = np.concatenate(blocks, 1), np.concatenate(peer.sent, 1)
+        assert position > RATE
+        np.testing.assert_allclose(out, sent[:, :position], atol=1e-6)
+
+
+def test_a_source_on_the_left_has_positive_yaw_and_right_is_mirrored():
+    with running() as (_, peer):
+        listen(peer)
+        peer.play(1.0, left=1.0, right=0.2)
+        assert heard(peer, 4)
+        event = peer.events[-1].events[0]
+        assert event.azimuth == pytest.approx(math.pi / 2, abs=1e-6)
+        assert event.direction.y == pytest.approx(1) and np.argmax(event.likelihood) == 90
+        peer.play(1.5, left=0.2, right=1.0)
+        assert peer.until(lambda: peer.events[-1].events[0].azimuth < 0)
+        event = peer.events[-1].events[0]
+        assert event.azimuth == pytest.approx(-math.pi / 2, abs=1e-6)
+        assert event.direction.y == pytest.approx(-1)
+        arrow = next(m for m in peer.markers[-1].markers if m.type == Marker.ARROW)
+        assert arrow.points[1].y == pytest.approx(-1)
+
+
+def test_lifecycle_frees_the_model_and_can_start_again():
+    loaded = []
+
+    def load(name, device):
+        model = EarModel()
+        loaded.append(weakref.ref(model))
+        return model
+
+    with running(load=load, autostart=False) as (_, peer):
+        assert peer.state() == "unconfigured" and not loaded
+        for again in (1, 2):
+            assert peer.transition("configure") and peer.state() == "inactive"
+            assert len(loaded) == again and loaded[-1]() is not None
+            peer.ask("dog barking")
+            assert peer.audio.get_subscription_count() == 0
+            assert peer.transition("activate") and peer.state() == "active"
+            peer.events.clear()
+            listen(peer, "dog barking")
+            peer.play(0.6)
+            assert heard(peer)
+            assert peer.transition("deactivate") and peer.state() == "inactive"
+            peer.spin(0.3)
+            peer.events.clear(), peer.extracted.clear()
+            peer.play(0.6)
+            peer.spin(0.3)
+            assert not peer.events and not peer.extracted
+            assert peer.transition("cleanup") and peer.state() == "unconfigured"
+            gc.collect()
+            assert loaded[-1]() is None
+        assert peer.transition("unconfigured_shutdown") and peer.state() == "finalized"
+
+
+def test_a_missing_checkpoint_is_said_and_the_node_stays_unconfigured(capfd):
+    def load(name, device):
+        raise CheckpointError(f"no checkpoint at '{name}': expected a .safetensors file")
+
+    with running(load=load, model="/nowhere/x.safetensors") as (_, peer):
+        assert peer.state() == "unconfigured"
+        peer.spin(0.3)
+        assert peer.state() == "unconfigured"
+        assert not peer.transition("configure")
+        assert peer.state() == "unconfigured"
+    text = capfd.readouterr().err
+    assert "no checkpoint at '/nowhere/x.safetensors'" in text and "autostart failed" in text
+
+
+def test_times_that_do_not_fit_the_window_fail_when_configuring(capfd):
+    with running(hop=5.0) as (_, peer):
+        assert peer.state() == "unconfigured"
+    assert "window" in capfd.readouterr().err
+
+
+BAD = {
+    "nan": (dict(), [math.nan] * 1600, "not finite"),
+    "inf": (dict(), [math.inf, -math.inf] * 800, "not finite"),
+    "absurd": (dict(), [1e38] * 1600, "absurdly large"),
+    "mono": (dict(channels=1), None, "binaural audio has two"),
+    "no channels": (dict(channels=0), None, "binaural audio has two"),
+    "many channels": (dict(channels=65535), None, "binaural audio has two"),
+    "odd length": (dict(), [0.0] * 1601, "don't divide"),
+    "empty": (dict(), [], "without samples"),
+    "rate 0": (dict(sample_rate=0), None, "sample rate 0"),
+    "absurd rate": (dict(sample_rate=2**32 - 1), None, "sample rate 4294967295"),
+    "own output": (dict(query_id="q1"), None, "not raw audio"),
+    "jump ahead": (dict(first_sample=2**64 - 1), None, "jumped"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_audio_is_named_and_survived(name, capfd):
+    fields, samples, words = BAD[name]
+    with running() as (_, peer):
+        listen(peer)
+        peer.play(0.6)
+        assert heard(peer)
+        bad = peer.chunk(**fields)
+        if samples is not None:
+            bad.samples = samples
+        peer.audio.publish(bad)
+        peer.spin(0.2)
+        peer.events.clear()
+        peer.play(1.0)
+        assert heard(peer, 3)
+        assert all(math.isfinite(x) for m in peer.events for e in m.events
+                   for x in (e.azimuth, e.confidence, e.azimuth_stddev, *e.likelihood))
+        assert all(np.isfinite(np.frombuffer(c.samples, np.float32)).all() for c in peer.extracted)
+    assert words in capfd.readouterr().err
+
+
+def test_bad_queries_leave_the_old_one(capfd):
+    with running() as (_, peer):
+        listen(peer, "dog barking")
+        for text in ("x" * 5000, "\n\t ", "dog barking  "):
+            peer.play(0.4)
+            assert heard(peer)
+            event = peer.events[-1].events[0]
+            assert (event.query_id, event.query_text) == ("q1", "dog barking")
+            if text.strip():  # blanks alone stop, as an empty query does: tested elsewhere
+                peer.ask(text)
+                peer.spin(0.2)
+            peer.events.clear()
+        for text in ("🐕 bellend", "a\x01b", "'; DROP TABLE", "ß" * 200):
+            peer.ask(text)
+            peer.play(0.6)
+            assert heard(peer)
+    assert "query refused" in capfd.readouterr().err
+
+
+def test_a_query_replaces_the_other_and_an_empty_one_stops():
+    with running() as (_, peer):
+        listen(peer, "dog")
+        peer.play(0.6)
+        assert heard(peer)
+        peer.ask("cat")
+        peer.spin(0.2)
+        peer.play(0.6)
+        assert peer.until(lambda: peer.events[-1].events
+                          and peer.events[-1].events[0].query_id == "q2")
+        gone = [m for array in peer.markers for m in array.markers if m.action == Marker.DELETE]
+        assert {m.ns for m in gone} == {"q1"}
+        peer.ask("")
+        peer.spin(0.2)
+        peer.events.clear(), peer.extracted.clear()
+        peer.play(0.6)
+        assert peer.until(lambda: len(peer.events) >= 3)
+        assert not any(m.events for m in peer.events[1:]) and len(peer.extracted) <= 1
+        gone = [m for array in peer.markers for m in array.markers if m.action == Marker.DELETE]
+        assert {m.ns for m in gone} == {"q1", "q2"}
+
+
+def test_a_latched_query_of_before_is_picked_up_once():
+    latched = {}
+
+    def before(peer):
+        latched["publisher"] = peer.latched_publisher()
+        latched["publisher"].publish(String(data="baby crying"))
+
+    with running(peer_first=before) as (node, peer):
+        listen(peer, None)
+        assert peer.until(lambda: node._query is not None)
+        peer.play(0.6)
+        assert heard(peer)
+        assert peer.events[-1].events[0].query_text == "baby crying"
+        # live ones reach both subscriptions of the node, and count once each
+        for text in ("dog", "cat", "dog", "owl"):
+            latched["publisher"].publish(String(data=text))
+        assert peer.until(lambda: node._query[1] == "owl")
+        peer.spin(0.3)
+        assert node._query == ("q5", "owl")
+        peer.ask("hen")  # an ordinary publisher afterwards
+        assert peer.until(lambda: node._query == ("q6", "hen"))
+
+
+def test_a_slow_model_drops_says_so_and_delays_nobody(capfd):
+    with running(EarModel(seconds=0.5), buffer_seconds=0.4, warm_up=False) as (_, peer):
+        listen(peer)
+        peer.play(3.0, pace=0.5)
+        begin = time.monotonic()
+        assert peer.state() == "active"
+        assert time.monotonic() - begin < 0.45  # the model takes longer than this answer
+        assert heard(peer, 2)
+        stamps = [stamp_ns(m.header.stamp) - T0 for m in peer.events]
+        assert stamps == sorted(stamps) and any(np.diff(stamps) > 200_000_000)
+    assert "too slow" in capfd.readouterr().err
+
+
+def test_a_change_of_rate_starts_anew_at_that_rate(capfd):
+    with running() as (_, peer):
+        listen(peer)
+        peer.play(0.6)
+        assert heard(peer)
+        peer.extracted.clear()
+        peer.position = 0
+        peer.play(1.0, rate=48000)
+        assert peer.until(lambda: any(c.sample_rate == 48000 for c in peer.extracted))
+        chunk = next(c for c in peer.extracted if c.sample_rate == 48000)
+        assert chunk.first_sample == 0 and stamp_ns(chunk.header.stamp) == T0
+    assert "from 16000 to 48000" in capfd.readouterr().err
+
+
+def test_sources_without_stamps_or_counters(capfd):
+    with running() as (_, peer):
+        listen(peer)
+        for _ in range(20):
+            peer.audio.publish(peer.chunk(first_sample=0, header=Header(stamp=Time())))
+            peer.spin(0.02)
+        assert heard(peer, 3)
+        now = time.time_ns()
+        assert all(abs(stamp_ns(m.header.stamp) - now) < 20e9 for m in peer.events)
+        assert [c.first_sample for c in peer.extracted][0] == 0
+    text = capfd.readouterr().err
+    assert "without stamp" in text and "first_sample stays 0" in text
+
+
+def test_lost_messages_are_said(capfd):
+    with running() as (_, peer):
+        listen(peer)
+        peer.play(0.6)
+        peer.chunk(), peer.chunk()  # never sent
+        peer.play(0.6)
+        assert heard(peer, 5)
+    assert "messages were lost: 0.10 s" in capfd.readouterr().err
+
+
+def test_a_model_that_fails_is_said_and_survived(capfd):
+    class Failing(EarModel):
+        def infer_window(self, window, queries):
+            if self.runs in (3, 4):
+                self.runs += 1
+                raise RuntimeError("CUDA out of memory")
+            return super().infer_window(window, queries)
+
+    with running(Failing(), warm_up=False) as (_, peer):
+        listen(peer)
+        peer.play(2.0)
+        assert heard(peer, 7)
+    assert "CUDA out of memory" in capfd.readouterr().err
+
+
+def test_parameters_are_described_bounded_and_applied_or_refused():
+    with running() as (node, peer):
+        listen(peer)
+
+        def set_parameter(name, value):
+            return peer.service(SetParametersAtomically, "set_parameters_atomically",
+                                SetParametersAtomically.Request(parameters=[
+                                    rclpy.Parameter(name, value=value).to_parameter_msg()])).result
+
+        assert set_parameter("confidence_threshold", 1.0).successful
+        assert set_parameter("frame_id", "head").successful
+        peer.play(0.4)
+        peer.events.clear()
+        peer.play(0.6, left=0.05, right=0.0)
+        assert heard(peer)
+        assert peer.events[-1].header.frame_id == "head" and not peer.events[-1].events[0].active
+        assert not set_parameter("confidence_threshold", 1.5).successful
+        refused = set_parameter("hop", 0.1)
+        assert not refused.successful and "configuring" in refused.reason
+        assert not set_parameter("audio_reliability", "perhaps").successful
+        assert not set_parameter("autostart", False).successful
+        names = ["model", "device", "hop", "confidence_threshold", "frame_id", "autostart",
+                 "audio_depth", "audio_reliability", "buffer_seconds", "warm_up"]
+        described = peer.service(DescribeParameters, "describe_parameters",
+                                 DescribeParameters.Request(names=names)).descriptors
+        assert all(d.description for d in described)
+        assert described[2].floating_point_range[0].to_value == 10.0
+        assert described[6].integer_range[0].from_value == 1
