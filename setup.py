@@ -53,6 +53,7 @@ EXTRAS = {
     "test": [
         "pytest",
         "einops", "julius",  # imported by demucs, which the tests compare with (see tools/venv.sh)
+        "pyroomacoustics",   # an independent GCC-PHAT to compare with
         "ros-domain-coordinator",  # a free DDS domain for every test run
     ],
 }
@@ -66,7 +67,7 @@ SCRIPTS = [
 PACKAGES = ["luseel_model", "training"]
 DATA = {
     "luseel_model": ["configs/*.yaml", "checkpoints/**/*"],
-    "training": ["configs/*.yaml", "captions.yaml", "corpus/*.csv", "head_data/**/*"],
+    "training": ["*.yaml", "configs/*.yaml", "corpus/*.csv", "head_data/**/*"],
 }
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .errors import LuseelError
 
+_PICTURES = (".png", ".svg", ".pdf")
+
 
 def _extract(args: argparse.Namespace) -> int:
     import soundfile
@@ -20,9 +22,16 @@ def _extract(args: argparse.Namespace) -> int:
     if out and len(out) != len(args.query):
         raise LuseelError(f"{len(args.query)} queries need {len(args.query)} -o files, "
                           f"got {len(out)}")
-    for path in [*out, *([Path(args.plot)] if args.plot else [])]:
+    out = out or [_default_output(args.input, query) for query in args.query]
+    if len(set(out)) < len(out):
+        raise LuseelError("two queries would be written to one file: name one for each with -o")
+    formats = [f".{name.lower()}" for name in soundfile.available_formats()]
+    for path, known in [*((p, formats) for p in out),
+                        *([(Path(args.plot), _PICTURES)] if args.plot else [])]:
         if not path.parent.is_dir():
             raise LuseelError(f"the folder of {path} doesn't exist")
+        if path.suffix.lower() not in known:
+            raise LuseelError(f"{path}: unknown kind of file; use one of {', '.join(known)}")
     try:
         audio, rate = soundfile.read(args.input, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -30,9 +39,11 @@ def _extract(args: argparse.Namespace) -> int:
     model = load_model(args.model, args.device)
     progress = False if args.quiet else None
     results = model.extract(audio.T, rate, args.query, progress=progress)
-    out = out or [_default_output(args.input, query) for query in args.query]
     for path, result in zip(out, results):
-        soundfile.write(path, result.audio.T, rate, subtype=_subtype(path))
+        try:
+            soundfile.write(path, result.audio.T, rate, subtype=_subtype(path))
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise LuseelError(f"can't write {path}: {error}") from None
     if args.plot:
         from .plotting import plot_extractions
         plot_extractions(audio.T, results, args.plot)
@@ -56,7 +67,7 @@ def _subtype(path: Path) -> str | None:
 
 def _default_output(source: str, query: str) -> Path:
     words = "-".join("".join(c if c.isalnum() else " " for c in query.lower()).split())
-    return Path(f"{Path(source).stem}_{words}.wav")
+    return Path(f"{Path(source).stem}_{words[:60]}.wav")
 
 
 def _side(azimuth: float) -> str:

@@ -57,7 +57,8 @@ def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float |
     axes.set_xticks(np.radians([0, 90, 180, 270]), ["front", "left", "back", "right"])
     axes.set_yticks([])
     axes.set_title(title)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), fontsize="small")
 
 
 def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],

@@ -83,7 +83,12 @@ def seconds_to_duration(seconds: float) -> Duration:
 
 
 def unit_vector(azimuth: float) -> Vector3:
-    """The horizontal unit vector to an azimuth in degrees: x forward, y left, z 0."""
+    """The horizontal unit vector to an azimuth in degrees: x forward, y left, z 0.
+
+    Without a direction (NaN, from a model without localization): the null vector.
+    """
+    if not math.isfinite(azimuth):
+        return Vector3()
     yaw = math.radians(float(azimuth))
     return Vector3(x=math.cos(yaw), y=math.sin(yaw), z=0.0)
 
@@ -93,7 +98,8 @@ def sound_event(query_id: str, query_text: str, azimuth: float, likelihood: np.n
     """A SoundEvent from what the model says.
 
     Args:
-        azimuth: degrees in [0, 360), counter-clockwise, 90 left.
+        azimuth: degrees in [0, 360), counter-clockwise, 90 left; NaN, which the message passes
+            on, from a model without localization.
         likelihood: (360,), bin i at i degrees.
         confidence, threshold: in [0, 1]; active from the threshold on.
         processing_time: seconds.
@@ -145,9 +151,9 @@ def event_markers(event: SoundEvent, header: Header, index: int = 0) -> list[Mar
     text = marker(2, Marker.TEXT_VIEW_FACING, fade)
     text.scale.z = 0.12
     text.pose.position = Point(x=1.15 * tip.x, y=1.15 * tip.y, z=0.15)
-    text.text = (f"{event.query_text}\n{math.degrees(event.azimuth):+.0f}°"
-                 f"  {100 * event.confidence:.0f}%")
-    return [ring, arrow, text]
+    angle = f"{math.degrees(event.azimuth):+.0f}°  " if math.isfinite(event.azimuth) else ""
+    text.text = f"{event.query_text}\n{angle}{100 * event.confidence:.0f}%"
+    return [ring, arrow, text] if angle else [text]
 
 
 def delete_markers(query_id: str, header: Header) -> list[Marker]:

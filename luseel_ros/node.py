@@ -13,7 +13,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
 import rclpy
 import torch
 from luseel.msg import AudioChunk, SoundEventArray
@@ -134,8 +133,7 @@ class LuseelNode(LifecycleNode):
             # first audio.
             self._new_stream(model, model.sample_rate)
             if self.get_parameter("warm_up").value:
-                silence = np.zeros((2, round(model.window * model.sample_rate)), np.float32)
-                model.infer_window(silence, ["sound"])
+                model.warm_up()
         except Exception as error:  # anything: a missing file, a foreign one, no memory on the GPU
             self.get_logger().error(f"can't configure: {_words(error)}")
             self._free()
@@ -432,7 +430,8 @@ class LuseelNode(LifecycleNode):
             self._warned[kind] = (last, silent + 1)
             return False
         self._warned[kind] = (now, 0)
-        self.get_logger().warning(text + (f" ({silent + 1} times since last said)" if silent else ""))
+        again = f" ({silent + 1} times since last said)" if silent else ""
+        self.get_logger().warning(text + again)
         return True
 
 
@@ -469,6 +468,9 @@ def main(args=None) -> None:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        # The interpreter's last collections would look at each object of torch and transformers:
+        # seconds on a busy machine, for memory that goes back to the system anyway.
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ def test_event_fields():
     assert math.isfinite(flat.azimuth_stddev) and flat.confidence == 1.0
 
 
+def test_a_model_without_localization():
+    message = conversions.sound_event("q", "x", math.nan, np.zeros(360), 0.7, 0.5, 0.1)
+    assert math.isnan(message.azimuth) and message.active
+    assert (message.direction.x, message.direction.y) == (0, 0)
+    (text,) = conversions.event_markers(message, Header())
+    assert text.text == "x\n70%"
+
+
 def test_samples_keep_their_ears_both_ways():
     audio = np.random.default_rng(0).normal(size=(2, 777)).astype(np.float32)
     header = Header(stamp=Time(sec=5, nanosec=7), frame_id="mic")

@@ -3,6 +3,10 @@
 import contextlib
 import gc
 import math
+import os
+import signal
+import subprocess
+import sys
 import time
 import weakref
 
@@ -19,6 +23,7 @@ from ros_helpers import RATE, T0, EarModel, Peer, ros_context, spinning, stamp_n
 from std_msgs.msg import Header, String  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
+from luseel_model import load_model  # noqa: E402
 from luseel_model.errors import CheckpointError  # noqa: E402
 from luseel_ros.node import LuseelNode  # noqa: E402
 
@@ -345,3 +350,78 @@ def test_parameters_are_described_bounded_and_applied_or_refused():
         assert all(d.description for d in described)
         assert described[2].floating_point_range[0].to_value == 10.0
         assert described[6].integer_range[0].from_value == 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A real network, tiny and untrained."""
+    from model_fixtures import changed, make_network
+
+    from luseel_model.checkpoint import save_checkpoint
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    config = changed("tiny")
+    save_checkpoint(path, make_network(config).state_dict(), config)
+    return path
+
+
+@contextlib.contextmanager
+def process(context, *parameters):
+    """The node as a user starts it, in its own process."""
+    env = dict(os.environ, ROS_DOMAIN_ID=str(context.get_domain_id()), OMP_NUM_THREADS="1")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "luseel_ros.node", "--ros-args", "-r", "__ns:=/robot", "-r",
+         "audio:=/audio", "-r", "query:=/query",
+         *(part for p in parameters for part in ("-p", p))],
+        env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes(checkpoint, end):
+    """Audio and words over DDS to the node in its own process, with a real network, and back."""
+    with ros_context() as context:
+        peer = Peer(context, "/robot/luseel")
+        try:
+            with process(context, f"model:={checkpoint}", "hop:=0.1", "device:=cpu") as child:
+                assert peer.until(lambda: peer.audio.get_subscription_count() > 0, 60)
+                listen(peer, "where is the dog barking?")
+                peer.play(2.0, pace=1.0)
+                assert heard(peer, 15)
+                event = peer.events[-1].events[0]
+                assert event.query_text == "where is the dog barking?"
+                assert -math.pi < event.azimuth <= math.pi and 0 <= event.confidence <= 1
+                assert event.direction.x == pytest.approx(math.cos(event.azimuth), abs=1e-5)
+                assert max(event.likelihood) > 0
+                position = 0
+                for chunk in peer.extracted:
+                    assert chunk.first_sample == position
+                    position += len(chunk.samples) // 2
+                assert position > RATE and any(np.any(c.samples) for c in peer.extracted)
+                begin = time.monotonic()
+                child.send_signal(end)
+                errors = child.communicate(timeout=5)[1]
+                assert child.returncode == 0, errors
+                assert time.monotonic() - begin < 3
+                assert "Traceback" not in errors
+        finally:
+            peer.close()
+
+
+@pytest.mark.parametrize("broken", ["missing", "truncated", "foreign"])
+def test_bad_checkpoints_are_said(checkpoint, tmp_path, broken, capfd):
+    path = tmp_path / "x.safetensors"
+    if broken == "truncated":
+        path.write_bytes(checkpoint.read_bytes()[:5000])
+    elif broken == "foreign":
+        from safetensors.numpy import save_file
+        save_file({"a": np.zeros(3)}, path)
+    with running(load=load_model, model=str(path)) as (_, peer):
+        assert peer.state() == "unconfigured"
+        peer.spin(0.2)
+        assert peer.state() == "unconfigured"
+    text = capfd.readouterr().err
+    assert "can't configure" in text and str(path) in text

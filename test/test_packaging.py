@@ -245,6 +245,27 @@ def test_parameter_file_holds_the_defaults_of_the_node():
         assert re.search(rf"#[^\n]*\n    {name}:", text), f"{name} has no comment above it"
 
 
+def test_ros_reads_the_parameter_file_and_the_launch_file_overrules_it(tmp_path):
+    """The two files in the order, and with the names, in which launch hands them to the node."""
+    rclpy = pytest.importorskip("rclpy")
+    from rclpy.node import Node
+    overruled = tmp_path / "launch_params.yaml"
+    overruled.write_text("/robot/luseel:\n  ros__parameters:\n    autostart: false\n")
+    context = rclpy.Context()
+    rclpy.init(context=context, args=[
+        "--ros-args", "-r", "__ns:=/robot", "--params-file", str(ROOT / "config" / "luseel.yaml"),
+        "--params-file", str(overruled)])
+    try:
+        node = Node("luseel", context=context)
+        for name, default in node_parameters().items():
+            node.declare_parameter(name, default)
+            expected = False if name == "autostart" else default
+            assert node.get_parameter(name).value == expected, name
+        node.destroy_node()
+    finally:
+        context.destroy()
+
+
 class Recorder:
     """Stands for an action, event or substitution of launch: remembers how it was made."""
 

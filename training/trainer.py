@@ -87,7 +87,7 @@ class ValidationConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run. ``tag_steps``: first steps that train encoder and tagger alone, with
-    batches of ``tag_batch_size``."""
+    batches of ``tag_batch_size`` scenes of ``tag_sources`` sounds."""
 
     name: str
     model: str
@@ -95,6 +95,7 @@ class TrainConfig:
     batch_size: int = 8
     tag_steps: int = 0
     tag_batch_size: int = 24
+    tag_sources: tuple[int, ...] = (1, 2)
     seed: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 20
@@ -209,7 +210,7 @@ class Trainer:
 
         self.step, self.best, self.best_step, self.stale, self.rate_factor = 0, math.inf, 0, 0, 1.0
         self._scenes: list[Scene] | None = None
-        self._seconds = {"simulation": 0.0, "network": 0.0}
+        self._seconds, self._scenes_done = {"simulation": 0.0, "network": 0.0}, 0
         if (self.out / "resume.pt").exists():
             self._resume()
         (self.out / "config.json").write_text(json.dumps(to_dict(config), indent=1))
@@ -327,6 +328,7 @@ class Trainer:
             self.optimizer.step()
         self.step += 1
         self._update_average()
+        self._scenes_done += len(scene.mixture)
         self._seconds["simulation"] += simulated - started
         self._seconds["network"] += time.perf_counter() - simulated
         return {"loss": loss, "grad_norm": norm, **terms}
@@ -448,12 +450,15 @@ class Trainer:
         row["learning_rate"] = self.learning_rate(self.step - 1)
         total = sum(self._seconds.values())
         row["steps_per_s"] = count / total
-        row["simulation_share"] = self._seconds["simulation"] / total
+        for part, seconds in self._seconds.items():
+            row[f"{part}_scenes_per_s"] = self._scenes_done / seconds
+        self._scenes_done = 0
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         for key, value in row.items():
             writer.add_scalar(f"train/{key}", value, self.step)
         _append_csv(self.out / "log.csv", {"step": self.step, **row})
-        bar.set_postfix(loss=f"{row['loss']:.2f}", data=f"{row['simulation_share']:.0%}")
+        bar.set_postfix_str(f"loss {row['loss']:.2f}, scenes/s: {row['simulation_scenes_per_s']:.0f} "
+                            f"simulated, {row['network_scenes_per_s']:.0f} trained")
 
 
 @contextlib.contextmanager
@@ -486,9 +491,9 @@ def _truncate_csv(path: Path, step: int) -> None:
     if not path.exists():
         return
     with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+        rows = list(csv.reader(file))
     with open(path.with_suffix(".tmp"), "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *(r for r in rows if r and int(r[0]) <= step)])
+        csv.writer(file).writerows(rows[:1] + [r for r in rows[1:] if r and int(r[0]) <= step])
     os.replace(path.with_suffix(".tmp"), path)
 
 

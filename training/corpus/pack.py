@@ -324,7 +324,8 @@ def _licence_report(splits: dict[str, dict]) -> str:
 
 
 def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
-         trim_db: float = -50.0, shortest: float = 0.05, progress: bool = True) -> dict:
+         trim_db: float = -50.0, shortest: float = 0.05, progress: bool = True,
+         min_per_kind: int = 1) -> dict:
     """Pack recordings into the folder ``out``.
 
     Args:
@@ -333,6 +334,8 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
         max_per_kind: recordings of a kind that a split keeps; None or 0: all.
         trim_db: what counts as silence at both ends, dB below the peak of the recording.
         shortest: seconds below which a recording is skipped.
+        min_per_kind: training recordings that a label needs to become a kind; recordings of rarer
+            ones are packed, but neither trained on nor tested with.
 
     Returns:
         the manifest as written to ``manifest.json``.
@@ -363,10 +366,13 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
         _write_atomically(manifest_path, json.dumps({**manifest, "splits": {**previous, **splits}},
                                                     indent=1))
     with open(out / "train.csv", newline="", encoding="utf-8") as file:
-        kinds = sorted({row["label"] for row in csv.DictReader(file)})
+        count = Counter(row["label"] for row in csv.DictReader(file))
+    kinds = sorted(label for label, number in count.items() if number >= min_per_kind)
+    if not kinds:
+        raise ValueError(f"no label has {min_per_kind} training recordings")
     _write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
     _write_atomically(out / "LICENCES.md", _licence_report(splits))
-    manifest["kinds"] = len(kinds)
+    manifest["kinds"], manifest["min_per_kind"] = len(kinds), min_per_kind
     manifest["sha256"] = {name: _sha256(out / name) for name in ("kinds.txt", "LICENCES.md")}
     _write_atomically(manifest_path, json.dumps(manifest, indent=1))
     return manifest
@@ -384,6 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="a plain ESC-10 or ESC-50 folder (may be given again)")
     parser.add_argument("--out", type=Path, default=Path("data/packed"))
     parser.add_argument("--max-per-kind", type=int, default=400, help="0: no limit")
+    parser.add_argument("--min-per-kind", type=int, default=1,
+                        help="training recordings that a label needs to become a kind")
     parser.add_argument("--trim-db", type=float, default=-50.0)
     options = parser.parse_args(arguments)
     items: list[Item] = []
@@ -404,7 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("name a source: --shared, --catalogue or --esc")
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    manifest = pack(items, options.out, options.max_per_kind, options.trim_db)
+    manifest = pack(items, options.out, options.max_per_kind, options.trim_db,
+                    min_per_kind=options.min_per_kind)
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['recordings']} recordings, {entry['kinds']} kinds, "
               f"{entry['hours']:.2f} h, {len(entry['skipped'])} skipped")

@@ -24,7 +24,7 @@ class CompressedMagnitudeLoss(nn.Module):
             gradient of the compression at silence.
     """
 
-    def __init__(self, fft: int = 512, hop: int = 128, exponent: float = 0.5, floor: float = 1e-5):
+    def __init__(self, fft: int = 512, hop: int = 256, exponent: float = 0.5, floor: float = 1e-5):
         super().__init__()
         self.fft, self.hop, self.exponent, self.floor = fft, hop, exponent, floor
         self.register_buffer("window", torch.hann_window(fft), persistent=False)
