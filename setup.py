@@ -46,8 +46,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "train": [
         "tensorboard",    # training logs
-        "torchmetrics",   # reference implementation of SI-SNR
-        "fast-bss-eval",  # SDR
+        "torchmetrics",   # SI-SNR, SDR, AUROC
         "sofar",          # reading measured heads (SOFA files)
     ],
     "test": [

@@ -1,7 +1,7 @@
 """PEP 517 build backend of luseel: setuptools, with the ROS 2 build requirements made optional.
 
 ``pip install .`` builds the messages with the ROS 2 wheels (CMake and a C++ compiler needed).
-``LUSEEL_ROS=0 pip install .`` leaves out the node and the messages: no ROS 2, no CMake, no compiler.
+``LUSEEL_ROS=0 pip install .`` leaves out the node and the messages: no ROS 2, CMake or compiler.
 That is what a training server needs. ``colcon build`` uses neither (package.xml, CMakeLists.txt).
 """
 import os

@@ -66,6 +66,13 @@ def mirror_front_back(angle):
     return wrap_degrees(180.0 - _float(angle))
 
 
+def compass(azimuth: float) -> str:
+    """The nearest of eight directions in words, from "front" counter-clockwise, of degrees."""
+    names = ("front", "front left", "left", "back left", "back", "back right", "right",
+             "front right")
+    return names[round(azimuth / 45.0) % 8]
+
+
 def to_rep103(degrees):
     """Azimuth in degrees, (...), to radians in (-pi, pi], (...): same zero and sense."""
     wrapped = wrap_degrees(degrees)

@@ -41,6 +41,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], config:
                 "info": json.dumps(dict(info or {}))}
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=metadata)
+    # safetensors makes files that only their owner may read; a checkpoint is for others too
+    temporary.chmod(0o644)
     os.replace(temporary, path)
 
 
@@ -49,8 +51,10 @@ def find_checkpoint(name_or_path: str | Path | None) -> Path:
     if name_or_path is None or str(name_or_path) == "":
         name_or_path = SHIPPED
     path = Path(name_or_path).expanduser()
-    if path.suffix == "" and not path.exists():
-        path = CHECKPOINT_FOLDER / f"{name_or_path}.safetensors"
+    shipped = CHECKPOINT_FOLDER / f"{name_or_path}.safetensors"
+    # the name counts even where a training run's folder is called the same
+    if path.suffix == "" and (shipped.is_file() or not path.exists()):
+        path = shipped
         if not path.exists():
             known = ", ".join(sorted(p.stem for p in CHECKPOINT_FOLDER.glob("*.safetensors")))
             raise CheckpointError(

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from .angles import compass
 from .errors import LuseelError
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -53,7 +54,7 @@ def _extract(args: argparse.Namespace) -> int:
     else:
         for result, path in zip(results, out):
             side = "no direction" if result.azimuth != result.azimuth else \
-                f"{result.azimuth:5.1f}° ({_side(result.azimuth)})"
+                f"{result.azimuth:5.1f}° ({compass(result.azimuth)})"
             print(f"{result.query}: {side}, confidence {result.confidence:.2f} -> {path}")
         if args.plot:
             print(f"picture -> {args.plot}")
@@ -68,12 +69,6 @@ def _subtype(path: Path) -> str | None:
 def _default_output(source: str, query: str) -> Path:
     words = "-".join("".join(c if c.isalnum() else " " for c in query.lower()).split())
     return Path(f"{Path(source).stem}_{words[:60]}.wav")
-
-
-def _side(azimuth: float) -> str:
-    names = ("front", "front left", "left", "back left", "back", "back right", "right",
-             "front right")
-    return names[round(azimuth / 45.0) % 8]
 
 
 def _models(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ length and rate. Angles are degrees counter-clockwise from the front, 90 is left
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterable, Sequence, overload
 
@@ -276,9 +276,11 @@ class Extractor:
         starts = window_starts(samples, size)
         padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
 
-        weight = _join_weights(starts, size)
+        triangle = _triangle(size) if len(starts) > 1 else np.ones(size, np.float32)
+        weight = np.zeros(padded.shape[1], np.float32)
         total = np.zeros((len(queries), 2, padded.shape[1]), np.float32)
         outputs: list[WindowOutput] = []
+        levels: list[np.ndarray] = []
         bar = tqdm(total=len(starts), desc="extracting", unit="window",
                    disable=not progress if progress is not None else len(starts) < 4)
         with bar:
@@ -286,24 +288,29 @@ class Extractor:
                 batch = starts[first: first + _BATCH]
                 windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
                 for start, output in zip(batch, self.infer_windows(windows, queries)):
-                    total[..., start: start + size] += output.audio * weight[start]
-                    outputs.append(output)
+                    total[..., start: start + size] += output.audio * triangle
+                    weight[start: start + size] += triangle
+                    levels.append(np.sqrt(np.square(output.audio).mean((1, 2))))
+                    # a long recording's windows needn't be kept twice
+                    outputs.append(replace(output, audio=output.audio[..., :0].copy()))
                     bar.update()
 
+        total /= weight
         results = []
         for i, text in enumerate(queries):
             extracted = _resample(total[i, :, :samples], self.sample_rate, sample_rate)
             results.append(self._join(text, _fit(extracted, audio.shape[1]), sample_rate, starts,
-                                      min(samples, size), [_pick(o, i) for o in outputs]))
+                                      min(samples, size), [_pick(o, i) for o in outputs],
+                                      np.array([level[i] for level in levels])))
         return results[0] if isinstance(query, str) else results
 
     def _join(self, query: str, audio: np.ndarray, sample_rate: int, starts: Sequence[int],
-              size: int, outputs: list[WindowOutput]) -> Extraction:
+              size: int, outputs: list[WindowOutput], levels: np.ndarray) -> Extraction:
         windows = [WindowEstimate(start / self.sample_rate, size / self.sample_rate,
                                   float(o.azimuth), o.likelihood, float(o.confidence))
                    for start, o in zip(starts, outputs)]
         # windows where the sound is there and loud say more about its direction
-        weights = np.array([o.confidence * np.sqrt(np.square(o.audio).mean()) for o in outputs])
+        weights = np.array([o.confidence for o in outputs]) * levels
         weights = weights / weights.sum() if weights.sum() > 0 else \
             np.full(len(outputs), 1 / len(outputs))
         likelihood = np.einsum("w,wd->d", weights, np.stack([o.likelihood for o in outputs]))
@@ -325,14 +332,10 @@ def window_starts(samples: int, size: int) -> list[int]:
     return [*range(0, samples - size, size // 2), samples - size]
 
 
-def _join_weights(starts: Sequence[int], size: int) -> dict[int, np.ndarray]:
-    """Cross-fade weights of the windows (triangles) that add up to one at every sample."""
-    ramp = (np.arange(size // 2, dtype=np.float64) + 0.5) / (size // 2)
-    triangle = np.concatenate([ramp, np.ones(size - 2 * len(ramp)), ramp[::-1]])
-    total = np.zeros(starts[-1] + size)
-    for start in starts:
-        total[start: start + size] += triangle
-    return {start: (triangle / total[start: start + size]).astype(np.float32) for start in starts}
+def _triangle(size: int) -> np.ndarray:
+    """Cross-fade weights (size,) of a window; never 0, so that any window covers all it hears."""
+    ramp = (np.arange(size // 2, dtype=np.float32) + 0.5) / (size // 2)
+    return np.concatenate([ramp, np.ones(size - 2 * len(ramp), np.float32), ramp[::-1]])
 
 
 def _resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:

@@ -18,12 +18,11 @@ _RANGE_DB = 70.0
 def spectrogram_db(audio: np.ndarray, sample_rate: int, n_fft: int = 1024
                    ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Level of both ears' mean power in dB, (frequencies, frames), and its extent for imshow."""
-    from scipy.signal import ShortTimeFFT, get_window
+    from scipy.signal import stft  # ShortTimeFFT is newer than a robot's own SciPy (1.12)
 
-    hop = n_fft // 4
     audio = np.pad(audio, ((0, 0), (0, max(0, n_fft - audio.shape[-1]))))
-    transform = ShortTimeFFT(get_window("hann", n_fft), hop, sample_rate, scale_to="magnitude")
-    power = np.mean(np.abs(transform.stft(audio)) ** 2, axis=0)
+    _, _, spectrum = stft(audio, sample_rate, nperseg=n_fft, noverlap=n_fft - n_fft // 4)
+    power = np.mean(np.abs(spectrum) ** 2, axis=0)
     return 10 * np.log10(power + 1e-12), (
         0.0, audio.shape[-1] / sample_rate, 0.0, sample_rate / 2000.0)
 

@@ -51,8 +51,10 @@ class TextEncoder:
         folder = _weights_folder(config)
         try:
             from transformers import AutoModel, AutoTokenizer, T5EncoderModel
+            from transformers.utils import logging
         except ImportError:
             raise LuseelError("text queries need transformers: pip install transformers") from None
+        logging.disable_progress_bar()  # a node's log is no place for it
         loader = T5EncoderModel if config.encoder == "t5" else AutoModel
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)

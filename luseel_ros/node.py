@@ -45,7 +45,7 @@ PARAMETERS = {
     "device": ("", "Where the model runs, e.g. cpu or cuda; empty: cuda if there is one, else cpu",
                None, "configure"),
     "hop": (0.5, "Seconds between two runs of the model, which are between two events",
-            (0.05, 10.0), "configure"),
+            (0.1, 10.0), "configure"),
     "buffer_seconds": (4.0, "Seconds of audio that may wait for the model; the oldest beyond "
                        "that are dropped", (0.2, 120.0), "configure"),
     "warm_up": (True, "Run the model once on silence while configuring, so that the first result "
@@ -166,8 +166,9 @@ class LuseelNode(LifecycleNode):
         self._session = None
         self._last_audio = time.monotonic()
         result = super().on_activate(state)  # the publishers, before anything is published
-        self._stop.clear()
-        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._stop = threading.Event()  # a new one: an older worker that still runs stays stopped
+        self._worker = threading.Thread(
+            target=self._work, args=(self._stop,), name="inference", daemon=True)
         self._worker.start()
         self._audio = self.create_subscription(
             AudioChunk, "audio", self._on_audio, self._audio_qos)
@@ -333,14 +334,14 @@ class LuseelNode(LifecycleNode):
 
     # -- the thread of the model -------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, stop: threading.Event) -> None:
         shown: set[str] = set()  # queries with markers in RViz
-        while not self._stop.is_set() and self.context.ok():
+        while not stop.is_set() and self.context.ok():
             session = self._session
             try:
                 if session is None or not session.stream.wait(0.1):
                     if session is None:
-                        self._stop.wait(0.02)
+                        stop.wait(0.02)
                     self._say_silence()
                     continue
                 result = session.stream.process()

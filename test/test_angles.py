@@ -10,6 +10,7 @@ from luseel_model.angles import (
     angular_error,
     circular_mean,
     circular_std,
+    compass,
     from_rep103,
     mirror_front_back,
     to_rep103,
@@ -66,6 +67,13 @@ def test_rep103_there_and_back(make):
 
 def test_mirror():
     assert [mirror_front_back(a) for a in (0, 30, 90, 270, 200)] == [180, 150, 90, 270, 340]
+
+
+@pytest.mark.parametrize("azimuth, side", [
+    (0, "front"), (22, "front"), (23, "front left"), (90, "left"), (135, "back left"),
+    (180, "back"), (270, "right"), (359.9, "front")])
+def test_compass(azimuth, side):
+    assert compass(azimuth) == side
 
 
 @BOTH

@@ -121,6 +121,14 @@ def test_unknown_name():
         find_checkpoint("luseel-huge")
 
 
+def test_a_folder_does_not_hide_a_shipped_name(checkpoint, tmp_path, monkeypatch):
+    """As in runs/, where the run of a configuration is a folder of its name."""
+    monkeypatch.setattr("luseel_model.checkpoint.CHECKPOINT_FOLDER", checkpoint.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net").mkdir()
+    assert find_checkpoint("net") == checkpoint
+
+
 def test_weights_that_do_not_fit(network, checkpoint):
     state = network.state_dict()
     for broken in ({**state, "extra": torch.zeros(1)},

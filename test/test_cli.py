@@ -96,13 +96,6 @@ def test_model_without_localization(folder, capsys):
     assert json.loads(capsys.readouterr().out)["azimuth_degrees"] is None
 
 
-@pytest.mark.parametrize("azimuth, side", [
-    (0, "front"), (22, "front"), (23, "front left"), (90, "left"), (135, "back left"),
-    (180, "back"), (270, "right"), (359.9, "front")])
-def test_sides(azimuth, side):
-    assert cli._side(azimuth) == side
-
-
 @pytest.mark.parametrize("arguments, said", [
     (["gone.wav", "rain"], "can't read gone.wav"),
     (["net.safetensors", "rain"], "can't read net.safetensors"),

@@ -127,7 +127,12 @@ def test_silence_stays_at_zero():
     assert gcc[0, :7].amax(-1).min() > 0.5
     assert gcc[0, 10:].abs().max() == 0
     assert gcc_phat(torch.zeros(1, 2, 4000), hop=1000).abs().max() == 0
-    # but a quiet recording isn't silence
+    # nor is the rounding noise of a recording blown up, though a quiet passage is heard
+    for level, low, high in ((1e-6, 0.0, 0.05), (1e-3, 0.9, 1.0)):
+        audio = delayed(4)
+        audio[..., 8000:] *= level
+        assert low <= gcc_phat(audio, hop=1000)[0, 10:15].amax(-1).min() <= high
+    # and a quiet recording isn't silence
     torch.testing.assert_close(gcc_phat(delayed(4) * 1e-4, 1000), gcc_phat(delayed(4), 1000),
                                atol=1e-3, rtol=0)
 

@@ -8,7 +8,7 @@ import torch
 
 from luseel_model.errors import ConfigError
 from training import heads
-from training.heads import Head, interaural_delay, interpolate, load_head, make_head
+from training.heads import interaural_delay, interpolate, load_head, make_head
 
 RADIUS, SOUND = 0.0875, 343.0
 

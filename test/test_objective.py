@@ -172,8 +172,9 @@ def test_presence_by_hand(network):
 @pytest.mark.parametrize("order", [[0, -1], [-1, 0]])
 def test_an_unknown_kind_is_neither_present_nor_erases_one(network, order):
     similarity = similarities(network, 1, 3)
-    with_unknown = tag_terms(network, similarity, torch.tensor([order]), presence=1.0, clip_tags=1.0)
-    alone = tag_terms(network, similarity, torch.tensor([[0]]), presence=1.0, clip_tags=1.0)
+    weights = dict(presence=1.0, clip_tags=1.0)
+    with_unknown = tag_terms(network, similarity, torch.tensor([order]), **weights)
+    alone = tag_terms(network, similarity, torch.tensor([[0]]), **weights)
     for name in alone:
         assert with_unknown[name].item() == pytest.approx(alone[name].item(), rel=1e-5)
 

@@ -42,8 +42,12 @@ def test_queries_are_embedded_once(monkeypatch):
     encoder = minilm()
     calls = []
     forward = encoder.model.forward
-    monkeypatch.setattr(encoder.model, "forward",
-                        lambda **inputs: calls.append(len(inputs["input_ids"])) or forward(**inputs))
+
+    def counted(**inputs):
+        calls.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(encoder.model, "forward", counted)
     words = ["a first query of this test", "a second query of this test"]
     first = encoder.embed([words[0]])[0]
     again = encoder.embed([words[1], words[0], f"  {words[0]} ", words[1]])

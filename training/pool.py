@@ -88,7 +88,7 @@ class ClipPool:
         for path in needed:
             if not path.is_file():
                 raise ConfigError(f"{path} is missing: run `python -m training.corpus.pack "
-                                  f"--shared FOLDER --out {folder}` first")
+                                  f"--catalogue FOLDER --out {folder}` first (docs/data.md)")
         with open(needed[1], newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}

@@ -15,8 +15,10 @@ from training.trainer import Trainer, load_train_config
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="luseel-train", description=__doc__)
     parser.add_argument("--config", default="luseel-small",
-                        help="name in training/configs or path of a YAML file (default: %(default)s)")
-    parser.add_argument("--out", help="folder of the run (default: runs/NAME); a run in it is resumed")
+                        help="name in training/configs or path of a YAML file "
+                        "(default: %(default)s)")
+    parser.add_argument("--out",
+                        help="folder of the run (default: runs/NAME); a run in it is resumed")
     parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA where there is one)")
     parser.add_argument("--init", help="checkpoint whose weights start the run")
     parser.add_argument("--minutes", type=float, help="stop after this time; resume any time")
@@ -43,8 +45,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"luseel-train: stopped at once; the same command resumes from the last save in "
               f"{trainer.out}", file=sys.stderr)
         return 130
-    print(f"best validation loss {trainer.best:.3f} at step {trainer.best_step}: "
-          f"{trainer.out / 'best.safetensors'}")
+    if trainer.best_step:
+        print(f"best validation loss {trainer.best:.3f} at step {trainer.best_step}: "
+              f"{trainer.out / 'best.safetensors'}")
+    else:
+        print(f"stopped at step {trainer.step}, before the first validation; the same command "
+              "resumes")
     return 0
 
 

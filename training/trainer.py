@@ -292,7 +292,7 @@ class Trainer:
             chosen = torch.rand(kind.shape, generator=bank_generator).argsort(1)[:, :wanted]
             chosen = chosen.to(kind.device)
             rows = torch.arange(len(kind), device=kind.device)[:, None]
-            sources, azimuth, kind = sources[rows, chosen], azimuth[rows, chosen], kind[rows, chosen]
+            sources, azimuth, kind = (x[rows, chosen] for x in (sources, azimuth, kind))
         tokens, mask = self.bank.batch(self.bank.draw(kind, bank_generator))
         with self._autocast():
             output = self.network(scene.mixture, tokens, mask)
@@ -315,6 +315,8 @@ class Trainer:
         started = time.perf_counter()
         size = config.tag_batch_size if self.step < config.tag_steps else config.batch_size
         scene = self._heard(self.simulator.sample(size))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the scenes are made now, not only asked for
         simulated = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
@@ -457,8 +459,9 @@ class Trainer:
         for key, value in row.items():
             writer.add_scalar(f"train/{key}", value, self.step)
         _append_csv(self.out / "log.csv", {"step": self.step, **row})
-        bar.set_postfix_str(f"loss {row['loss']:.2f}, scenes/s: {row['simulation_scenes_per_s']:.0f} "
-                            f"simulated, {row['network_scenes_per_s']:.0f} trained")
+        bar.set_postfix_str(f"loss {row['loss']:.2f}, "
+                            f"scenes/s: {row['simulation_scenes_per_s']:.0f} simulated, "
+                            f"{row['network_scenes_per_s']:.0f} trained")
 
 
 @contextlib.contextmanager

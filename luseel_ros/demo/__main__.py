@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from luseel_model.angles import angular_error
+from luseel_model.angles import angular_error, compass
 
 from .checks import MAX_ERROR, MIN_SI_SNRI, Heard, Verdict, assemble, judge
 from .picture import draw
@@ -104,13 +104,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 # -- showing -----------------------------------------------------------------------------------
-
-
-def compass(azimuth: float) -> str:
-    """The direction in words: eight of them are enough to follow by eye."""
-    names = ("front", "front left", "left", "back left", "back", "back right", "right",
-             "front right")
-    return names[round(azimuth / 45.0) % 8]
 
 
 def live_table(player: Player) -> Table:
