@@ -25,9 +25,13 @@ test: ## run the tests
 	@tools/venv.sh setup test
 	@tools/venv.sh run python -m pytest test $(ARGS)
 
-train-debug: ## train for a minute on two cores: the whole way, much reduced
+train-debug: ## try corpus, training and evaluation on generated sounds, in two minutes
 	@tools/venv.sh setup train
-	@tools/venv.sh run python -m training.train --config debug $(ARGS)
+	@rm -rf runs/train-debug
+	@tools/venv.sh run python -m training.corpus toy --out data/toy
+	@tools/venv.sh run python -m training.train --config debug --out runs/train-debug $(ARGS)
+	@tools/venv.sh run python -m training.evaluate --checkpoint runs/train-debug/best.safetensors \
+		--packed data/toy --heads mit_kemar --mixtures 12 --out runs/train-debug/evaluation
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build install log dist *.egg-info .pytest_cache

@@ -92,6 +92,10 @@ def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
         raise CheckpointError(
             f"{path}: its configuration can't be read: {error}. It may be damaged or come from "
             "another version: fetch it again, or update this package.") from None
+    if not isinstance(info, dict):
+        raise CheckpointError(
+            f"{path}: what it says about its training is a {type(info).__name__}, not a mapping. "
+            "It may be damaged: fetch it again, or train one.")
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return config, state, info
 

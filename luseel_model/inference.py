@@ -149,14 +149,16 @@ class Extractor:
         network: in evaluation mode, on its device.
         name: shown to users.
         info: what the checkpoint says about its training.
+        text: encoder of the queries; default: the one that the network's configuration names.
     """
 
-    def __init__(self, network: LuSeeL, name: str = "", info: dict | None = None):
+    def __init__(self, network: LuSeeL, name: str = "", info: dict | None = None,
+                 text: TextEncoder | None = None):
         self.network = network.eval()
         self.name, self.info = name or network.config.name, info or {}
         self.config = network.config
         self.device = next(network.parameters()).device
-        self._text = TextEncoder(self.config.text, self.device)
+        self._text = text or TextEncoder(self.config.text, self.device)
 
     @property
     def sample_rate(self) -> int:
@@ -349,6 +351,20 @@ def _fit(audio: np.ndarray, samples: int) -> np.ndarray:
     return np.pad(audio[:, :samples], ((0, 0), (0, max(0, samples - audio.shape[1]))))
 
 
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """A device that can be used; None is CUDA where there is one, else the CPU.
+
+    Raises:
+        LuseelError: it can't be used here.
+    """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise LuseelError(f"device {device!r} can't be used: {error}") from None
+    return place
+
+
 def load_model(name_or_path: str | Path | None = None,
                device: str | torch.device | None = None) -> Extractor:
     """Load a checkpoint.
@@ -361,10 +377,5 @@ def load_model(name_or_path: str | Path | None = None,
         CheckpointError: missing, truncated or foreign file.
     """
     path = find_checkpoint(name_or_path)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise LuseelError(f"device {device!r} can't be used: {error}") from None
-    network, info = load_network(path, place)
+    network, info = load_network(path, pick_device(device))
     return Extractor(network, name=path.stem, info=info)

@@ -60,10 +60,21 @@ def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float |
         axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), fontsize="small")
 
 
+def _draw_windows(axes, extraction: Extraction) -> None:
+    """Azimuth of each window over time, the more opaque the surer that the sound is there."""
+    windows = [w for w in extraction.windows if not np.isnan(w.azimuth)]
+    if not windows:
+        axes.set_axis_off()
+        return
+    axes.scatter([w.start + w.duration / 2 for w in windows], [w.azimuth for w in windows],
+                 alpha=[float(w.confidence) for w in windows], color="cyan", edgecolor="black")
+    axes.set(ylim=(0, 360), yticks=[0, 90, 180, 270, 360], ylabel="azimuth in degrees")
+
+
 def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
                      path: str | Path) -> None:
-    """Write a picture: the mixture on top, then a row for each query with its sound, its
-    directions and its confidence over time.
+    """Write a picture: the mixture on top, then a row for each query with its sound, the azimuth
+    of each window on it (dots, the more opaque the surer), and its likelihood on the circle.
 
     Args:
         mixture: (2, samples) at the extractions' rate.
@@ -80,8 +91,10 @@ def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
     top = draw_spectrogram(figure.add_subplot(grid[0, 0]), mixture, rate, "mixture")
     figure.add_subplot(grid[0, 1]).set_axis_off()
     for row, extraction in enumerate(extractions, start=1):
-        draw_spectrogram(figure.add_subplot(grid[row, 0]), extraction.audio, rate,
+        axes = figure.add_subplot(grid[row, 0])
+        draw_spectrogram(axes, extraction.audio, rate,
                          f"“{extraction.query}”, confidence {extraction.confidence:.2f}", top)
+        _draw_windows(axes.twinx(), extraction)
         draw_directions(figure.add_subplot(grid[row, 1], projection="polar"),
                         extraction.likelihood, extraction.azimuth)
     figure.savefig(path, dpi=110)

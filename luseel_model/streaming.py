@@ -63,6 +63,8 @@ class StreamResult:
             of the input. The analysed window ends at `hop_end`.
         estimates: one `QueryEstimate` per query, in the order of the queries; empty without query.
         processing_time: seconds spent in `ExtractionStream.process`.
+        restarts: how often the stream had started anew before this hop. The samples of different
+            time lines may have the same numbers; this tells which is meant.
     """
 
     sample_rate: int
@@ -70,6 +72,7 @@ class StreamResult:
     hop_end: int
     estimates: tuple[QueryEstimate, ...]
     processing_time: float
+    restarts: int
 
 
 @dataclass
@@ -297,6 +300,7 @@ class ExtractionStream:
                 start, end = self._done, self._done + self._hop
                 self._done = end
                 epoch, origin, queries = self._epoch, self._origin, dict(self._queries)
+                restarts = self.counters.restarts
                 window = self._history.read(end - self._window, end) if queries else None
             estimates = ()
             self._joins = {key: join for key, join in self._joins.items()
@@ -311,7 +315,7 @@ class ExtractionStream:
                     for index, (key, query) in enumerate(queries.items()))
             return StreamResult(
                 self.sample_rate, origin + self._to_input(start), origin + self._to_input(end),
-                estimates, time.perf_counter() - begin)
+                estimates, time.perf_counter() - begin, restarts)
 
     # -- under _ready ------------------------------------------------------------------------
 

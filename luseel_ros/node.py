@@ -35,7 +35,9 @@ from . import conversions
 WARNING_PERIOD = 5.0  # [s] between two warnings of one kind
 SILENCE_PERIOD = 5.0  # [s] without audio until the node says so
 STAMP_REACH = 2.0  # [s] after the end of a chunk up to which its stamp is extrapolated
-LATCHED_DELAY = 0.1  # [s] that a latched query waits for its twin on the other subscription
+LATCHED_PERIOD = 0.25  # [s] between two looks for publishers of latched queries
+LATCHED_SECONDS = 1.0  # [s] that a new one has to hand over the query it holds
+STOP_SECONDS = 10.0  # [s] that the run of the model may take that is under way when it's to stop
 MARKER_HOPS = 6  # hops until RViz drops a marker that is no longer renewed
 
 # name: (default, description, range or None, when a change takes effect)
@@ -66,9 +68,9 @@ class _Session:
     """One uninterrupted stream at one sample rate."""
 
     stream: ExtractionStream
-    # (index of the first sample, samples, its capture time [ns], frame) of the newest chunks
+    # (restarts of the stream before it, index of its first sample on the stream's time line,
+    # samples, capture time [ns], frame, first_sample as it came) of each of the newest chunks
     chunks: collections.deque = field(default_factory=lambda: collections.deque(maxlen=4096))
-    restarts: int = 0
     said: dict = field(default_factory=dict)  # counters at the last warning
 
 
@@ -91,18 +93,23 @@ class LuseelNode(LifecycleNode):
             self.declare_parameter(name, default, _descriptor(default, description, limits, effect))
         self.add_on_set_parameters_callback(self._check_parameters)
 
-        self._lock = threading.Lock()  # guards _query and _session
+        self._lock = threading.Lock()  # guards _query, _session and its chunks
+        self._publishing = threading.Lock()  # guards _shown; once _stop is set nothing is published
         self._query: tuple[str, str] | None = None  # id and words
         self._query_count = 0
-        self._seen: collections.deque = collections.deque(maxlen=64)
         self._newest_query = 0  # source timestamp [ns]
+        self._latched = None  # the subscription for latched queries, while it is open
+        self._latched_close = 0.0  # monotonic time
+        self._latched_held: tuple[int, str] | None = None  # source timestamp and words
+        self._latched_known: set[tuple] = set()  # publishers
         self._session: _Session | None = None
         self._warned: dict[str, tuple[float, int]] = {}
         self._model = None
-        self._subscriptions_here = []
+        self._queries = self._latched_watch = None
         self._publishers_here = []
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
+        self._shown: set[str] = set()  # queries with markers in RViz
         self._last_audio = self._last_silence = 0.0
         self._starter = None
         if self.get_parameter("autostart").value:
@@ -145,17 +152,9 @@ class LuseelNode(LifecycleNode):
         self._events = self.create_lifecycle_publisher(SoundEventArray, "~/events", 10)
         self._markers = self.create_lifecycle_publisher(MarkerArray, "~/markers", 10)
         self._publishers_here = [self._extracted, self._events, self._markers]
-        # An ordinary publisher offers volatile durability and reaches the first subscription only;
-        # a latched query of earlier reaches the second only; a new latched one reaches both.
         # Queries are heard while inactive too: the newest counts once the node is active.
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._subscriptions_here = [
-            self.create_subscription(
-                String, "query", lambda msg, info: self._on_query(msg, info, False), 10),
-            self.create_subscription(
-                String, "query", lambda msg, info: self._on_query(msg, info, True), latched,
-                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False)),
-        ]
+        self._queries = self.create_subscription(String, "query", self._on_query, 10)
+        self._latched_watch = self.create_timer(LATCHED_PERIOD, self._watch_latched)
         self.get_logger().info(
             f"configured in {time.monotonic() - begin:.1f} s: model {model.name} on {model.device},"
             f" {model.window:g} s window, {self.get_parameter('hop').value:g} s hop")
@@ -207,20 +206,37 @@ class LuseelNode(LifecycleNode):
     def _stop_listening(self) -> None:
         if self._worker is None:
             return
-        self._stop.set()
-        self._worker.join(10.0)  # one run of the model at most
+        with self._publishing:
+            self._stop.set()
+            try:
+                if self._shown:
+                    self._markers.publish(MarkerArray(markers=[
+                        marker for query_id in sorted(self._shown)
+                        for marker in conversions.delete_markers(query_id, Header())]))
+            except Exception:  # at the end of the process there may be no ROS any more
+                if self.context.ok():
+                    raise
+            self._shown = set()
+        self._worker.join(STOP_SECONDS)
+        if self._worker.is_alive() and self.context.ok():
+            self.get_logger().warning(
+                f"the model still runs after {STOP_SECONDS:g} s; its result will be left out")
         self.destroy_subscription(self._audio)
         self._worker = self._session = None
 
     def _free(self) -> None:
-        for subscription in self._subscriptions_here:
-            self.destroy_subscription(subscription)
+        for subscription in (self._queries, self._latched):
+            if subscription is not None:
+                self.destroy_subscription(subscription)
+        if self._latched_watch is not None:
+            self.destroy_timer(self._latched_watch)
         for publisher in self._publishers_here:
             self.destroy_lifecycle_publisher(publisher)
-        self._subscriptions_here, self._publishers_here = [], []
+        self._queries = self._latched = self._latched_watch = self._latched_held = None
+        self._latched_known = set()  # a latched query counts again when configured again
+        self._publishers_here = []
         self._query = self._model = None
         self._newest_query = 0
-        self._seen.clear()  # a latched query counts again when configured again
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -252,26 +268,42 @@ class LuseelNode(LifecycleNode):
 
     # -- callbacks ---------------------------------------------------------------------------
 
-    def _on_query(self, message: String, info, latched: bool) -> None:
-        if not latched:
-            self._take_query(message.data, info["source_timestamp"])
-            return
+    def _on_query(self, message: String, info) -> None:
+        self._newest_query = max(info["source_timestamp"], self._newest_query)
+        self._take_query(message.data)
 
-        def later() -> None:
-            # By now a new query has come through the other subscription, in order: only one of
-            # earlier, which nothing has overtaken, is left to be taken from here.
-            self.destroy_timer(timer)
-            stamp = info["source_timestamp"]
-            if self._model is not None and stamp > self._newest_query:
-                self._take_query(message.data, stamp)
+    def _watch_latched(self) -> None:
+        """Take over the query that a latched (transient-local) publisher sent before we listened.
 
-        timer = self.create_timer(LATCHED_DELAY, later)
+        What anybody sends from now on comes, in order, through the ordinary subscription. For the
+        rest a transient-local one is opened for a moment, when there is such a publisher: kept
+        open, every ordinary publisher would log it as incompatible.
+        """
+        if self._latched is not None:
+            if time.monotonic() < self._latched_close:
+                return
+            self.destroy_subscription(self._latched)
+            held, self._latched, self._latched_held = self._latched_held, None, None
+            if held is not None and held[0] > self._newest_query:  # nothing has overtaken it
+                self._newest_query = held[0]
+                self._take_query(held[1])
+        publishers = {
+            tuple(publisher.endpoint_gid)
+            for publisher in self.get_publishers_info_by_topic(self._queries.topic_name)
+            if publisher.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL}
+        if publishers - self._latched_known:
+            self._latched = self.create_subscription(
+                String, "query", self._on_latched,
+                QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL),
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
+            self._latched_close = time.monotonic() + LATCHED_SECONDS
+        self._latched_known = publishers
 
-    def _take_query(self, text: str, stamp: int) -> None:
-        if (stamp, text) in self._seen:
-            return  # the same message through the other subscription
-        self._seen.append((stamp, text))
-        self._newest_query = max(stamp, self._newest_query)
+    def _on_latched(self, message: String, info) -> None:
+        held = (info["source_timestamp"], message.data)
+        self._latched_held = max(held, self._latched_held or held)
+
+    def _take_query(self, text: str) -> None:
         text = text.strip()
         if self._query is not None and text == self._query[1]:
             return
@@ -305,20 +337,19 @@ class LuseelNode(LifecycleNode):
             return
         first = message.first_sample
         newest = session.chunks[-1] if session.chunks else None
-        if newest is not None and first == 0 == newest[4]:
+        if newest is not None and first == 0 == newest[-1]:
             first = None  # a source that doesn't count: chunks follow each other
             self._warn("first_sample", "first_sample stays 0: lost audio can't be noticed")
-        start = session.stream.push(samples, first)
-        if session.stream.counters.restarts != session.restarts:
-            session.restarts = session.stream.counters.restarts
-            session.chunks.clear()
         stamp = conversions.time_to_ns(message.header.stamp)
         if stamp == 0:
             self._warn("stamp", "audio without stamp: the time of arrival is taken instead")
             stamp = self.get_clock().now().nanoseconds - (
                 samples.shape[1] * conversions.NANOSECONDS // message.sample_rate)
-        session.chunks.append(
-            (start, samples.shape[1], stamp, message.header.frame_id, message.first_sample))
+        with self._lock:  # the worker may want the stamp as soon as the samples are in
+            start = session.stream.push(samples, first)
+            session.chunks.append(
+                (session.stream.counters.restarts, start, samples.shape[1], stamp,
+                 message.header.frame_id, message.first_sample))
         self._say_losses(session)
 
     def _new_session(self, sample_rate: int) -> _Session:
@@ -335,7 +366,6 @@ class LuseelNode(LifecycleNode):
     # -- the thread of the model -------------------------------------------------------------
 
     def _work(self, stop: threading.Event) -> None:
-        shown: set[str] = set()  # queries with markers in RViz
         while not stop.is_set() and self.context.ok():
             session = self._session
             try:
@@ -345,19 +375,16 @@ class LuseelNode(LifecycleNode):
                     self._say_silence()
                     continue
                 result = session.stream.process()
-                if result is not None:
-                    self._publish(session, result, shown)
+                with self._publishing:
+                    if result is not None and not stop.is_set():
+                        self._publish(session, result)
             except Exception as error:  # the node outlives whatever one window brings about
-                if self.context.ok():
+                if self.context.ok() and not stop.is_set():
                     self._warn("model", f"no result for one hop: {_words(error)}")
-        if shown and self.context.ok():
-            self._markers.publish(MarkerArray(markers=[
-                marker for query_id in sorted(shown)
-                for marker in conversions.delete_markers(query_id, Header())]))
 
-    def _publish(self, session: _Session, result: StreamResult, shown: set[str]) -> None:
+    def _publish(self, session: _Session, result: StreamResult) -> None:
         query = self._query
-        header = self._header(session, result.hop_start)
+        header = self._header(session, result.restarts, result.hop_start)
         if header is None:
             return
         threshold = self.get_parameter("confidence_threshold").value
@@ -366,7 +393,7 @@ class LuseelNode(LifecycleNode):
             if query is None or estimate.key != query[0]:
                 continue  # replaced while the model ran
             if estimate.audio.shape[1]:
-                at = self._header(session, estimate.first_sample)
+                at = self._header(session, result.restarts, estimate.first_sample)
                 if at is not None:
                     self._extracted.publish(conversions.array_to_chunk(
                         estimate.audio, result.sample_rate, estimate.first_sample, at,
@@ -382,18 +409,22 @@ class LuseelNode(LifecycleNode):
         for marker in markers:
             marker.lifetime = lifetime
         current = {event.query_id for event in events}
-        for query_id in sorted(shown - current):
+        for query_id in sorted(self._shown - current):
             markers += conversions.delete_markers(query_id, header)
-        shown.clear()
-        shown.update(current)
+        self._shown = current
         if markers:
             self._markers.publish(MarkerArray(markers=markers))
 
-    def _header(self, session: _Session, sample: int) -> Header | None:
-        """Capture time and frame of a sample of the stream; None if its chunk is forgotten."""
+    def _header(self, session: _Session, restarts: int, sample: int) -> Header | None:
+        """Capture time and frame of a sample of the stream; None if its chunk is forgotten.
+
+        ``restarts`` of the stream before it: says which time line the number belongs to.
+        """
         rate = session.stream.sample_rate
-        for start, count, stamp, frame, _ in reversed(session.chunks.copy()):
-            if start <= sample < start + count + STAMP_REACH * rate:
+        with self._lock:
+            chunks = session.chunks.copy()
+        for line, start, count, stamp, frame, _ in reversed(chunks):
+            if line == restarts and start <= sample < start + count + STAMP_REACH * rate:
                 return Header(
                     stamp=conversions.add_samples(
                         conversions.ns_to_time(stamp), sample - start, rate),

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from luseel_model.errors import LuseelError
 from training.captions import Captions, CaptionsError
 from training.corpus.debian import CATALOGUE
 from training.corpus.pack import ESC_LABELS
@@ -112,6 +113,7 @@ def test_mistakes_are_named(section, value, message):
 
 
 def test_unreadable_files(tmp_path):
+    assert issubclass(CaptionsError, LuseelError)  # what the commands show
     with pytest.raises(CaptionsError, match="cannot read"):
         Captions.load(tmp_path / "missing.yaml")
     broken = tmp_path / "broken.yaml"

@@ -149,6 +149,14 @@ def test_broken_configuration(network, checkpoint, config):
         load_network(checkpoint)
 
 
+@pytest.mark.parametrize("info", ["[]", "3", "null"])
+def test_information_that_is_no_mapping(network, checkpoint, info):
+    save_file(network.state_dict(), checkpoint, metadata={
+        "format": "luseel-1", "config": json.dumps(to_dict(network.config)), "info": info})
+    with pytest.raises(CheckpointError, match="not a mapping.* fetch it again"):
+        read_checkpoint(checkpoint)
+
+
 def test_load_model_gives_the_same_errors(tmp_path, checkpoint):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_model(tmp_path / "gone.safetensors")

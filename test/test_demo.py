@@ -232,9 +232,11 @@ def untrained(tmp_path_factory):
 
 def test_an_untrained_network_is_found_wrong(untrained, tmp_path):
     """The demo runs from end to end, writes all it promises, and says that this is no good."""
+    model = tmp_path / 'it\'s "a" model: $(ä) #1 := \\n.safetensors'  # any name will do
+    model.symlink_to(untrained / "tiny.safetensors")
     done = subprocess.run(
         command(tmp_path / "out", "--scene", untrained, "--hop", "0.2",
-                "--model", untrained / "tiny.safetensors"),
+                "--model", model),
         capture_output=True, text=True, timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "wrong" in done.stdout and "demo.png" in done.stdout

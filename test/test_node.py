@@ -1,5 +1,6 @@
 """The node over real DDS: audio and words in, the sound and its direction out."""
 
+import collections
 import contextlib
 import gc
 import math
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -18,6 +20,7 @@ pytest.importorskip("rclpy")
 import rclpy  # noqa: E402
 from builtin_interfaces.msg import Time  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically  # noqa: E402
+from rclpy.event_handler import PublisherEventCallbacks  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from ros_helpers import RATE, T0, EarModel, Peer, ros_context, spinning, stamp_ns  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
@@ -25,7 +28,8 @@ from visualization_msgs.msg import Marker  # noqa: E402
 
 from luseel_model import load_model  # noqa: E402
 from luseel_model.errors import CheckpointError  # noqa: E402
-from luseel_ros.node import LuseelNode  # noqa: E402
+from luseel_ros import conversions  # noqa: E402
+from luseel_ros.node import LATCHED_PERIOD, LATCHED_SECONDS, LuseelNode  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -246,7 +250,6 @@ def test_a_latched_query_of_before_is_picked_up_once():
         peer.play(0.6)
         assert heard(peer)
         assert peer.events[-1].events[0].query_text == "baby crying"
-        # live ones reach both subscriptions of the node, and count once each
         for text in ("dog", "cat", "dog", "owl"):
             latched["publisher"].publish(String(data=text))
         assert peer.until(lambda: node._query[1] == "owl")
@@ -254,6 +257,130 @@ def test_a_latched_query_of_before_is_picked_up_once():
         assert node._query == ("q5", "owl")
         peer.ask("hen")  # an ordinary publisher afterwards
         assert peer.until(lambda: node._query == ("q6", "hen"))
+
+
+def test_queries_keep_their_order_while_a_latched_one_is_fetched():
+    """Live ones reach both of the node's subscriptions then; each counts once."""
+    def before(peer):
+        peer.latched = peer.latched_publisher()
+        peer.latched.publish(String(data="baby crying"))
+
+    with running(peer_first=before) as (node, peer):
+        assert peer.until(lambda: peer.latched.get_subscription_count() == 2)
+        for text in ("dog", "cat", "dog", "owl"):
+            peer.latched.publish(String(data=text))
+        assert peer.until(lambda: node._query == ("q4", "owl"))
+        peer.spin(LATCHED_PERIOD + LATCHED_SECONDS + 0.3)
+        assert peer.latched.get_subscription_count() == 1
+        assert node._query == ("q4", "owl")
+
+
+def test_a_latched_publisher_that_comes_later_is_noticed_and_an_old_query_stays_old():
+    def before(peer):
+        peer.latched = peer.latched_publisher()
+        peer.latched.publish(String(data="baby crying"))
+
+    with running(peer_first=before) as (node, peer):
+        assert peer.until(lambda: node._query == ("q1", "baby crying"))
+        peer.ask("hen")
+        assert peer.until(lambda: node._query == ("q2", "hen"))
+        # nothing to fetch from this one, and the other's "baby crying" comes along again
+        late = peer.latched_publisher()
+        assert peer.until(lambda: late.get_subscription_count() == 2)
+        assert peer.until(lambda: late.get_subscription_count() == 1)
+        assert node._query == ("q2", "hen")
+        # sent before anybody listens to it
+        peer.latched_publisher().publish(String(data="owl"))
+        assert peer.until(lambda: node._query == ("q3", "owl"))
+
+
+def test_an_ordinary_publisher_fits_all_subscriptions():
+    """Where there is no latched publisher: else each ordinary one would log a warning."""
+    unfit = []
+
+    def publisher(peer):
+        return peer.node.create_publisher(
+            String, "query", 10,
+            event_callbacks=PublisherEventCallbacks(incompatible_qos=unfit.append))
+
+    with running(peer_first=publisher) as (_, peer):
+        listen(peer)
+        publisher(peer)
+        peer.spin(2 * LATCHED_PERIOD + 0.3)
+    assert not unfit
+
+
+def test_stamps_are_there_as_soon_as_the_audio_is(monkeypatch):
+    """Chunks of a hop and no query: the thread is back before the callback has ended."""
+    class Slow(collections.deque):
+        def append(self, item):
+            time.sleep(0.05)
+            super().append(item)
+
+    with running() as (node, peer):
+        listen(peer, None)
+        new_session = node._new_session
+
+        def slow_session(rate):
+            session = new_session(rate)
+            session.chunks = Slow()
+            return session
+
+        monkeypatch.setattr(node, "_new_session", slow_session)
+        for _ in range(5):
+            peer.audio.publish(peer.chunk(0.2))
+            peer.spin(0.1)
+        assert peer.until(lambda: len(peer.events) == 5)
+        assert [stamp_ns(m.header.stamp) - T0 for m in peer.events] == [
+            i * 200_000_000 for i in range(5)]
+
+
+def test_a_result_of_before_a_restart_keeps_its_stamp():
+    """The source starts to count anew while the model runs; its numbers come again."""
+    with running(EarModel(seconds=0.4), warm_up=False) as (_, peer):
+        listen(peer)
+        peer.position = 2 * RATE
+        first = peer.chunk(0.2)
+        peer.audio.publish(first)
+        peer.spin(0.2)  # the model runs
+        peer.position = RATE // 2  # 1.5 s back; the stamps, taken from a clock, go on
+        for i in range(8):
+            header = Header(stamp=conversions.ns_to_time(T0 + 100_000_000_000 + i * 50_000_000),
+                            frame_id="mic")
+            peer.audio.publish(peer.chunk(header=header))
+        assert heard(peer, 3)
+        assert [stamp_ns(m.header.stamp) - T0 for m in peer.events] == [
+            2_000_000_000, 100_000_000_000, 100_200_000_000]
+
+
+def test_a_model_that_takes_too_long_to_stop_is_left_alone(monkeypatch, capfd):
+    """Its result comes when the publishers are gone: it is dropped, without a word."""
+    monkeypatch.setattr("luseel_ros.node.STOP_SECONDS", 0.1)
+    model = EarModel()
+    with running(model) as (_, peer):
+        listen(peer)
+        peer.play(0.4)
+        assert heard(peer)
+        model.seconds, runs = 1.5, model.runs
+        peer.play(0.4)
+        assert peer.until(lambda: model.runs > runs)
+        peer.markers.clear()
+        assert peer.transition("deactivate")
+        assert peer.until(lambda: any(
+            m.action == Marker.DELETE for array in peer.markers for m in array.markers))
+        assert peer.transition("cleanup") and peer.state() == "unconfigured"
+        model.seconds = 0.0
+        peer.events.clear()
+        assert peer.transition("configure") and peer.transition("activate")
+        listen(peer, "cat")
+        peer.play(1.0)
+        assert heard(peer, 3)
+        peer.spin(1.5)  # the old thread comes to its end
+        assert all(m.events for m in peer.events)
+        assert {e.query_text for m in peer.events for e in m.events} == {"cat"}
+        assert not [t for t in threading.enumerate() if t.name == "inference"][1:]
+    text = capfd.readouterr().err
+    assert "still runs" in text and "no result" not in text and "Traceback" not in text
 
 
 def test_a_slow_model_drops_says_so_and_delays_nobody(capfd):
@@ -387,7 +514,7 @@ def test_two_processes(checkpoint, end):
         peer = Peer(context, "/robot/luseel")
         try:
             with process(context, f"model:={checkpoint}", "hop:=0.1", "device:=cpu") as child:
-                assert peer.until(lambda: peer.audio.get_subscription_count() > 0, 60)
+                assert peer.until(lambda: peer.audio.get_subscription_count() > 0, 120)
                 listen(peer, "where is the dog barking?")
                 peer.play(2.0, pace=1.0)
                 assert heard(peer, 15)

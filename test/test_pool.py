@@ -19,6 +19,11 @@ def tone(seconds, frequency=440.0, rate=RATE, level=0.5):
     return level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
 
 
+def clip(pool, index):
+    begin = int(pool.start[index])
+    return pool.samples[begin:begin + int(pool.length[index])].float() / 32768
+
+
 def write_catalogue(folder, rows, clips="."):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "catalogue.csv", "w", newline="") as file:
@@ -65,12 +70,12 @@ def test_round_trip(catalogue, tmp_path):
     assert pool.groups == ["set/g2", "set/g1", "set/g1"]
     assert pool.group.tolist() == [0, 1, 1]
     # Peak kept, away from the faded ends; the lowrate recording lasts as long as before.
-    whole = pool.clip(1)
+    whole = clip(pool, 1)
     np.testing.assert_allclose(whole[200:-200], tone(1.0)[200:-200], atol=1e-4)
-    assert abs(len(pool.clip(0)) - RATE) < 50
-    assert pool.clip(0)[1000:].abs().max() == pytest.approx(0.5, abs=0.01)
+    assert abs(len(clip(pool, 0)) - RATE) < 50
+    assert clip(pool, 0)[1000:].abs().max() == pytest.approx(0.5, abs=0.01)
     # Silence around the third one is gone, but for 5 ms.
-    assert abs(len(pool.clip(2)) - 8000) <= 2 * RATE // 200 + 2
+    assert abs(len(clip(pool, 2)) - 8000) <= 2 * RATE // 200 + 2
     assert (np.load(out / "train.npy", mmap_mode="r").dtype == np.int16)
 
 
@@ -146,22 +151,56 @@ def test_esc_folders(tmp_path):
     both = packing.read_catalogue(tmp_path / "esc10", "esc10") + packing.read_esc(fifty)
     assert [i.name for i in packing.drop_repeated(both)] == [
         "esc10/dog_bark/1-100032-A.ogg", "esc/3-200-B-1.wav", "esc/5-9-A-2.wav"]
-    with pytest.raises(FileNotFoundError, match="neither ESC-50"):
+    with pytest.raises(ConfigError, match="neither ESC-50"):
         packing.read_esc(tmp_path / "esc10")
 
 
 def test_bad_catalogues(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no catalogue.csv"):
+    with pytest.raises(ConfigError, match="no catalogue.csv"):
         packing.read_catalogue(tmp_path, "x")
+    with pytest.raises(ConfigError, match="no catalogue.csv in or below"):
+        packing.find_catalogues(tmp_path)
     (tmp_path / "catalogue.csv").write_text("clip,label\na.wav,dog\n")
-    with pytest.raises(ValueError, match="split"):
+    with pytest.raises(ConfigError, match="split"):
         packing.read_catalogue(tmp_path, "x")
-    with pytest.raises(ValueError, match="no recordings"):
+    with pytest.raises(ConfigError, match="no recordings"):
         packing.pack([], tmp_path / "out")
 
 
+def test_folder_takes_all_catalogues_below(catalogue, tmp_path, capsys):
+    """Clips beside a catalogue or in its clips16k/; a set is named by its folder."""
+    deep = tmp_path / "deep" / "er" / "other"
+    write_catalogue(deep, [("one.wav", "rain falling", "", "train", tone(0.4), RATE)])
+    catalogue.rename(tmp_path / "deep" / "set")
+    out = tmp_path / "packed"
+    packing.main(["--folder", str(tmp_path / "deep"), "--out", str(out)])
+    assert "train: 4 recordings, 3 kinds" in capsys.readouterr().out
+    pool = ClipPool.load(out, "train")
+    assert pool.names[0] == "other/one.wav" and set(pool.sources) == {"other", "set"}
+    # named twice is read once; two folders of one name would be mixed up
+    packing.main(["--folder", str(tmp_path / "deep"), "--catalogue", str(deep), "--out", str(out)])
+    assert "train: 4 recordings" in capsys.readouterr().out
+    twin = tmp_path / "deep" / "other"
+    write_catalogue(twin, [("one.wav", "bell ringing", "", "train", tone(0.4), RATE)])
+    with pytest.raises(SystemExit):
+        packing.main(["--folder", str(tmp_path / "deep"), "--out", str(out)])
+    assert "same name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([], "name a source"), (["--catalogue", "gone"], "no catalogue.csv in"),
+    (["--folder", "gone"], "no catalogue.csv in or below"), (["--esc", "gone"], "neither ESC-50"),
+    (["--catalogue", "SET", "--min-per-kind", "9"], "no label has 9 training recordings"),
+])
+def test_command_shows_mistakes(catalogue, tmp_path, capsys, arguments, said):
+    arguments = [str(catalogue) if argument == "SET" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        packing.main([*arguments, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_missing_pool_says_what_to_do(tmp_path):
-    with pytest.raises(ConfigError, match="training.corpus.pack"):
+    with pytest.raises(ConfigError, match="luseel-corpus pack .*luseel-corpus toy"):
         ClipPool.load(tmp_path, "train")
 
 

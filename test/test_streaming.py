@@ -232,6 +232,7 @@ def test_a_long_gap_or_a_source_that_restarts_begins_anew():
         results = play(stream, audio, first=origin)
         first, out = joined(results, "x")
         assert first == origin and results[0].hop_start == origin
+        assert {r.restarts for r in results} == {stream.counters.restarts}
         np.testing.assert_allclose(out, audio[:, :out.shape[1]], atol=1e-6)
     assert stream.counters.restarts == 2
     assert stream.counters.missing == 10_000_000 - 48000

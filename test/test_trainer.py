@@ -471,7 +471,8 @@ def test_changes_from_the_command_line():
     ({"overrides": {"tagging": {"width": 0}}}, "tagging.width"),
     ({"loss": {"dense_tags": 0, "clip_tags": 0, "presence": 0}}, "tag_steps need"),
     ({"loss": {"si_snr": 0, "magnitude": 0, "doa": 0, "doa_tokens": 0}}, "loss has no weight"),
-    ({"data": {"packed": "gone"}}, "training.corpus.pack"),
+    ({"data": {"packed": "gone"}}, "luseel-corpus pack"),
+    ({"overrides": {"sample_rate": 22050}}, "sample_rate is 22050, but recordings"),
     ({"data": {"heads": ["nobody"]}}, "no head 'nobody'"),
     ({"data": {"simulation": {"n_sources": [3]}}}, "only 2 usable kinds"),
 ])

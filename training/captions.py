@@ -11,10 +11,12 @@ from pathlib import Path
 
 import yaml
 
+from luseel_model.errors import LuseelError
+
 DEFAULT_PATH = Path(__file__).with_name("captions.yaml")
 
 
-class CaptionsError(ValueError):
+class CaptionsError(LuseelError):
     """A captions file that cannot be read or breaks its format; the message names the entry."""
 
 

@@ -26,6 +26,7 @@ from luseel_model.angles import angular_error
 from luseel_model.config import build_config, read_yaml
 from luseel_model.errors import ConfigError
 from luseel_model.features import gcc_phat
+from training import SAMPLE_RATE
 from training.captions import Captions
 from training.heads import Head, interaural_delay
 from training.metrics import (
@@ -37,7 +38,7 @@ from training.metrics import (
     level_below_mixture,
 )
 from training.plots import SEPARATION_EDGES
-from training.pool import SAMPLE_RATE, ClipPool
+from training.pool import ClipPool
 from training.simulation import BinauralSimulator, SimulationConfig
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"

@@ -31,8 +31,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from luseel_model.errors import ConfigError
+from training import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 TAPS = 192
 AZIMUTHS = 360
 PACKAGE_DATA = Path(__file__).parent / "head_data"
@@ -103,10 +103,6 @@ class Head:
         part = (azimuth - low).to(self.hrir.dtype)[..., None, None]
         low = low.long() % AZIMUTHS
         return torch.lerp(self.hrir[low], self.hrir[(low + 1) % AZIMUTHS], part)
-
-    def to(self, device: torch.device | str) -> "Head":
-        """The same head on another device."""
-        return Head(self.name, self.hrir.to(device), dict(self.metadata))
 
     def warped(self, scale: float) -> "Head":
         """The head of another size: impulse responses stretched in time by ``scale`` (> 1: larger).

@@ -29,7 +29,8 @@ from scipy.signal import fftconvolve
 
 from luseel_model.errors import ConfigError
 
-from .heads import SAMPLE_RATE, load_head
+from . import SAMPLE_RATE
+from .heads import load_head
 
 HERE = Path(__file__).resolve().parent
 SPEC = HERE / "demo_scene.yaml"

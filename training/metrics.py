@@ -57,10 +57,12 @@ def sdr_per_ear_mean(estimate: Tensor, target: Tensor) -> Tensor:
     dither = torch.zeros_like(target)
     dither[..., 0] = 1e-9
     # float64: in single precision the equations are solved too coarsely above 30 dB.
-    value = signal_distortion_ratio(
-        estimate.double() + dither, target + dither * silent[..., None, None],
-        load_diag=SDR_LOADING,
-    ).clamp_min(SILENT_DB).mean(-1)
+    # One signal at a time: torch 2.13's batched solve fails on several CPU threads.
+    samples = target.shape[-1]
+    pairs = zip((estimate.double() + dither).reshape(-1, samples),
+                (target + dither * silent[..., None, None]).reshape(-1, samples))
+    value = torch.stack([signal_distortion_ratio(a, b, load_diag=SDR_LOADING) for a, b in pairs])
+    value = value.view(target.shape[:-1]).clamp_min(SILENT_DB).mean(-1)
     return torch.where(silent, torch.full_like(value, math.nan), value)
 
 

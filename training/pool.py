@@ -11,8 +11,6 @@ import torch
 
 from luseel_model.errors import ConfigError
 
-SAMPLE_RATE = 16000
-
 #: Samples of a block of the energy profile (10 ms).
 BLOCK = 160
 #: Samples of the longest recording (17 minutes): positions in it are exact in float32.
@@ -64,7 +62,7 @@ class ClipPool:
         end = int((self.start + self.length).max())
         if samples.dtype != torch.int16 or end > samples.numel() or int(self.length.min()) < 1:
             raise ConfigError("the packed samples don't fit their table: pack them again with "
-                              "`python -m training.corpus.pack`")
+                              "`luseel-corpus pack`")
         if int(self.length.max()) >= LONGEST:
             raise ConfigError(f"recordings must be shorter than {LONGEST} samples: cut them first")
         activity, block_start = _activity(samples.cpu().numpy(), self.start.tolist(),
@@ -87,8 +85,9 @@ class ClipPool:
         needed = [folder / f"{split}.npy", folder / f"{split}.csv", folder / "kinds.txt"]
         for path in needed:
             if not path.is_file():
-                raise ConfigError(f"{path} is missing: run `python -m training.corpus.pack "
-                                  f"--catalogue FOLDER --out {folder}` first (docs/data.md)")
+                raise ConfigError(
+                    f"{path} is missing: run `luseel-corpus pack --catalogue FOLDER --out {folder}`"
+                    " first (docs/data.md); for a first try `luseel-corpus toy` makes data/toy")
         with open(needed[1], newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
@@ -99,11 +98,6 @@ class ClipPool:
             [int(v) for v in columns["start"]], [int(v) for v in columns["length"]],
             columns["label"], needed[2].read_text(encoding="utf-8").splitlines(), columns["name"],
             columns["group"], columns["source"], columns["category"], columns["flags"], device)
-
-    def clip(self, index: int) -> torch.Tensor:
-        """Recording ``index`` as float32 in [-1, 1], (length,)."""
-        begin = int(self.start[index])
-        return self.samples[begin:begin + int(self.length[index])].float() / 32768.0
 
 
 def _activity(samples: np.ndarray, start: Sequence[int], length: Sequence[int],

@@ -26,8 +26,9 @@ import torch
 
 from luseel_model.errors import ConfigError
 
+from . import SAMPLE_RATE
 from .heads import Head, load_head
-from .pool import BLOCK, LONGEST, SAMPLE_RATE, ClipPool
+from .pool import BLOCK, LONGEST, ClipPool
 
 #: Scenes that a CPU makes at once: more no longer fit its cache, and take up to twice the time.
 _CPU_SCENES = 8

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
 from luseel_model.errors import LuseelError
+from training.corpus import toy
 from training.trainer import Trainer, load_train_config
 
 
@@ -30,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     try:
         config = load_train_config(args.config, args.changes)
+        if Path(config.data.packed) == toy.FOLDER and not (toy.FOLDER / "kinds.txt").is_file():
+            print(f"making the toy corpus of generated sounds in {toy.FOLDER}")
+            toy.build(toy.FOLDER)
         trainer = Trainer(config, args.out or f"runs/{config.name}", args.device, args.init)
     except LuseelError as error:
         print(f"luseel-train: {error}", file=sys.stderr)

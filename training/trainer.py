@@ -31,6 +31,7 @@ from luseel_model.config import ModelConfig, build_config, load_config, read_yam
 from luseel_model.errors import CheckpointError, ConfigError
 from luseel_model.luseel import LuSeeL
 from luseel_model.text import TextEncoder
+from training import SAMPLE_RATE
 from training.captions import Captions
 from training.heads import load_head
 from training.metrics import batch_metrics
@@ -44,7 +45,8 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """``packed``: folder of training.corpus.pack; ``heads``: names or SOFA files.
+    """``packed``: folder of training.corpus.pack (``luseel-train`` makes the generated toy corpus
+    in ``data/toy`` by itself); ``heads``: names or SOFA files.
 
     ``queries`` of a mixture's sources are asked for in a step (0: all of them).
     """
@@ -109,6 +111,9 @@ class TrainConfig:
     def check(self, model: ModelConfig) -> None:
         """A :class:`ConfigError` where the run and its model contradict each other."""
         loss = self.loss
+        if model.sample_rate != SAMPLE_RATE:
+            raise ConfigError(f"the model's sample_rate is {model.sample_rate}, but recordings and "
+                              f"heads are packed at {SAMPLE_RATE} Hz: make it {SAMPLE_RATE}")
         tagging = loss.dense_tags or loss.clip_tags or loss.presence
         if (tagging or self.tag_steps) and not model.tagging.width:
             raise ConfigError("loss.dense_tags, clip_tags and presence and tag_steps need a model "

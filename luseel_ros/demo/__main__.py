@@ -54,7 +54,8 @@ class NodeProcess:
         self.log = log
         arguments = [sys.executable, "-m", "luseel_ros.node", "--ros-args"]
         for name, value in parameters.items():
-            arguments += ["-p", f"{name}:={value}"]
+            # YAML, as ROS reads it, knows all of JSON: any path comes through
+            arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
         self._file = open(log, "w")
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=self._file, stderr=subprocess.STDOUT)
@@ -206,16 +207,17 @@ def _number(value: float) -> float | None:
 def summary_table(heard: list[Heard], verdicts: list[Verdict]) -> Table:
     """The verdicts."""
     table = Table(title="summary", title_justify="left")
-    for name in ("query", "truth", "estimate", "median error", "within 10°", "SI-SNR before",
-                 "after", "SI-SNRi", ""):
-        table.add_column(name, justify="left" if name == "query" else "right")
+    for name, justify in (("query", "left"), ("truth", "right"), ("estimate", "right"),
+                          ("error", "right"), ("≤ 10°", "right"), ("SI-SNR in dB", "right"),
+                          ("SI-SNRi", "right"), ("verdict", "left")):
+        table.add_column(name, justify=justify)
     for item, verdict in zip(heard, verdicts):
         wrong = [word for word, right in (("direction", verdict.direction_right),
                                           ("extraction", verdict.extraction_right)) if not right]
         table.add_row(
             item.query.text, f"{item.query.sound.azimuth:.0f}°", f"{verdict.azimuth:.0f}°",
             f"{verdict.error:.1f}°", f"{100 * verdict.within_10:.0f}%",
-            f"{verdict.si_snr_in:.1f} dB", f"{verdict.si_snr:.1f} dB", f"{verdict.si_snri:.1f} dB",
+            f"{verdict.si_snr_in:.1f} → {verdict.si_snr:.1f}", f"{verdict.si_snri:.1f} dB",
             f"[red]wrong {' and '.join(wrong)}[/]" if wrong else "[green]right[/]")
     return table
 
@@ -236,11 +238,11 @@ def run(options: argparse.Namespace, console: Console) -> bool:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 101)))
     console.print(f"Scene: {scene.title} ({scene.seconds:.0f} s). "
-                  f"Watch with ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
-                  f"ROS_AUTOMATIC_DISCOVERY_RANGE={os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE']}.",
+                  "To watch from another shell:\n"
+                  f"  export ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
+                  f"ROS_AUTOMATIC_DISCOVERY_RANGE={os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE']}",
                   highlight=False, soft_wrap=True)
-    parameters = {"hop": options.hop, "model": f"'{options.model}'",
-                  "device": f"'{options.device}'"}
+    parameters = {"hop": options.hop, "model": options.model, "device": options.device}
     node = NodeProcess(out / "node.log", parameters)
     executor = player = spinner = None
     try:
@@ -272,6 +274,10 @@ def run(options: argparse.Namespace, console: Console) -> bool:
             player.destroy_node()
         rclpy.try_shutdown()
         signal.signal(signal.SIGINT, handler)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
     verdicts = [judge(heard, scene, options.hop) for heard in player.heard]
     about = {"hop_s": options.hop, "speed": options.speed, "node_warnings": node.warnings()}
     if player.latencies:
@@ -280,17 +286,19 @@ def run(options: argparse.Namespace, console: Console) -> bool:
             "largest": round(float(np.max(player.latencies)), 3)}
     write_results(out, scene, player.heard, verdicts, about)
     console.print(summary_table(player.heard, verdicts))
+    say(f"Right means: median error at most {MAX_ERROR:.0f}° while the sound is there, SI-SNRi "
+        f"(closer to the truth than the mixture, by) at least {MIN_SI_SNRI:.0f} dB.")
     if player.latencies:
-        console.print(f"Events came {about['latency_s']['median']:.2f} s (median, at most "
-                      f"{about['latency_s']['largest']:.2f} s) after the last sample that they "
-                      "tell of.", highlight=False, soft_wrap=True)
+        say(f"Events came {about['latency_s']['median']:.2f} s (median, at most "
+            f"{about['latency_s']['largest']:.2f} s) after the last sample that they tell of.")
     for warning in about["node_warnings"]:
-        console.print(f"[yellow]The node warned:[/] {warning}", highlight=False, soft_wrap=True)
-    console.print(f"Right means: median error at most {MAX_ERROR:.0f}°, SI-SNRi at least "
-                  f"{MIN_SI_SNRI:.0f} dB.", highlight=False, soft_wrap=True)
-    console.print(f"To listen: {out}/*_mixture.wav, *_extracted.wav, *_truth.wav; to look at: "
-                  f"{out}/demo.png; figures: {out}/summary.json; the node's messages: "
-                  f"{out}/node.log", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]The node warned:[/] {warning}", highlight=False)
+    if any("too slow" in warning for warning in about["node_warnings"]):
+        say("This machine is too slow, or too busy, for real time: try --speed 0.5.")
+    for what, where in (("listen", "*_mixture.wav, *_extracted.wav, *_truth.wav"),
+                        ("look", "demo.png"), ("figures", "summary.json"),
+                        ("the node's log", "node.log")):
+        say(f"  {what + ':':16}{out}/{where}")
     return all(verdict.right for verdict in verdicts)
 
 

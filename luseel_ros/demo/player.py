@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 from luseel.msg import AudioChunk, SoundEventArray
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Header, String
@@ -49,10 +48,7 @@ class Player(Node):
         self._blocks: dict[str, list] = collections.defaultdict(list)
         self._audio = self.create_publisher(
             AudioChunk, "audio", QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE))
-        # The node's second subscription, for latched queries, doesn't fit, and needn't.
-        self._query = self.create_publisher(
-            String, "query", 10,
-            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
+        self._query = self.create_publisher(String, "query", 10)
         self.create_subscription(SoundEventArray, f"{target}/events", self._on_events, 50)
         self.create_subscription(AudioChunk, f"{target}/extracted", self._on_extracted, 50)
         self._timer = None

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.corpus import debian
+from luseel_model.errors import LuseelError
+from training.corpus import debian, pack, toy
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,6 +36,12 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("pack", add_help=False,
                         help="pack recordings into the folder that training reads")
+
+    generated = commands.add_parser(
+        "toy", help="make a toy corpus of generated sounds, to try the tools with",
+        description="Make and pack a few seconds each of a dozen generated kinds of sounds. They "
+        "are for trying the tools; no figure of a network trained on them means anything.")
+    generated.add_argument("--out", type=Path, default=toy.FOLDER, help="default: %(default)s")
 
     licences = commands.add_parser(
         "licences", help="report licences and authors of catalogued recordings",
@@ -77,6 +84,13 @@ def _debian(options: argparse.Namespace) -> int:
     return 1 if report.failures else 0
 
 
+def _toy(options: argparse.Namespace) -> int:
+    manifest = toy.build(options.out)
+    print(f"{sum(entry['recordings'] for entry in manifest['splits'].values())} generated "
+          f"recordings of {manifest['kinds']} kinds, packed in {options.out}")
+    return 0
+
+
 def _licences(options: argparse.Namespace) -> int:
     text = debian.licence_report(debian.read_licences(options.folders))
     if options.output:
@@ -87,15 +101,15 @@ def _licences(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: ``luseel-corpus debian | pack | licences``; see ``--help`` of each."""
+    """Command line: ``luseel-corpus debian | pack | toy | licences``; see ``--help`` of each."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["pack"]:  # has its own options
-        from training.corpus import pack
-        return pack.main(arguments[1:]) or 0
-    options = _parser().parse_args(arguments)
     try:
-        return _debian(options) if options.command == "debian" else _licences(options)
-    except (debian.CorpusError, OSError) as error:
+        if arguments[:1] == ["pack"]:  # has its own options
+            pack.main(arguments[1:])
+            return 0
+        options = _parser().parse_args(arguments)
+        return {"debian": _debian, "toy": _toy, "licences": _licences}[options.command](options)
+    except (LuseelError, OSError) as error:
         print(f"luseel-corpus: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -29,9 +29,10 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from luseel_model.errors import LuseelError
+from training import SAMPLE_RATE
 from training.corpus.containers import ContainerError, Reader, index_containers
 
-SAMPLE_RATE = 16000
 LONGEST = 15.0  # seconds
 PEAK = 0.9
 CATALOGUE = Path(__file__).with_name("debian_catalogue.csv")
@@ -42,7 +43,7 @@ _NPM = "package/"  # catalogue paths of an npm package (its archive's own top fo
 _COLUMNS = ("package", "path", "label", "category", "licence", "group", "split", "clip")
 
 
-class CorpusError(ValueError):
+class CorpusError(LuseelError):
     """The corpus cannot be built as asked; the message says what to do."""
 
 

@@ -1,6 +1,6 @@
 """Pack catalogued recordings into one folder that a training run reads in a second.
 
-    python -m training.corpus.pack --shared ../shared --out data/packed
+    luseel-corpus pack --catalogue data/debian --out data/packed
 
 Per split (train, valid, test) the folder holds ``<split>.npy``, all recordings one after the other
 (int16, 16 kHz, mono; memory-mappable), and ``<split>.csv``, one :class:`Recording` a row.
@@ -27,17 +27,11 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-SAMPLE_RATE = 16000
+from luseel_model.errors import ConfigError
+from training import SAMPLE_RATE
+
 SPLITS = ("train", "valid", "test")
 FORMAT = 1
-
-#: Catalogue folders below a shared folder, (name of the source set, folder of the catalogue).
-SHARED_SETS = (
-    ("corpus", "corpus"),
-    ("esc10", "data/esc10"),
-    ("baby_cry", "data/baby_cry"),
-    ("field", "data/field"),
-)
 
 #: Folds of ESC-10 and ESC-50: no recording is in two of them. Fold 3 is the test everywhere here.
 ESC_FOLDS = {1: "train", 2: "valid", 3: "test", 4: "train", 5: "train"}
@@ -116,12 +110,12 @@ def read_catalogue(folder: str | Path, source: str, clips: str | Path | None = N
         clips: folder of the clips; default: ``folder/clips16k`` if there is one, else ``folder``.
 
     Raises:
-        FileNotFoundError: no catalogue there. ValueError: a column is missing or a split unknown.
+        ConfigError: no catalogue there, a column is missing, or a split is unknown.
     """
     folder = Path(folder)
     catalogue = folder / "catalogue.csv"
     if not catalogue.is_file():
-        raise FileNotFoundError(f"no catalogue.csv in {folder}")
+        raise ConfigError(f"no catalogue.csv in {folder}")
     if clips is None:
         clips = folder / "clips16k" if (folder / "clips16k").is_dir() else folder
     items = []
@@ -129,12 +123,12 @@ def read_catalogue(folder: str | Path, source: str, clips: str | Path | None = N
         reader = csv.DictReader(file)
         missing = {"clip", "label", "split"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"{catalogue} lacks the column(s) {', '.join(sorted(missing))}")
+            raise ConfigError(f"{catalogue} lacks the column(s) {', '.join(sorted(missing))}")
         for row in reader:
             if not row["clip"]:
                 continue  # catalogued, but not among the built clips
             if row["split"] not in SPLITS:
-                raise ValueError(f"{catalogue}: unknown split {row['split']!r} of {row['clip']}")
+                raise ConfigError(f"{catalogue}: unknown split {row['split']!r} of {row['clip']}")
             esc = _ESC_CLIP.search(row["clip"])
             group = row.get("group") or (esc["group"] if esc else Path(row["clip"]).stem)
             items.append(Item(
@@ -145,10 +139,43 @@ def read_catalogue(folder: str | Path, source: str, clips: str | Path | None = N
     return items
 
 
+def read_catalogues(folders: Iterable[str | Path]) -> list[Item]:
+    """:func:`read_catalogue` of several folders; a folder's name is that of its source set.
+
+    Raises:
+        ConfigError: two folders have the same name, or one can't be read.
+    """
+    sets: dict[str, Path] = {}
+    items = []
+    for folder in (Path(folder).resolve() for folder in folders):
+        known = sets.setdefault(folder.name, folder)
+        if known != folder:
+            raise ConfigError(f"{known} and {folder} have the same name, by which their recordings "
+                              "are told apart: rename one")
+    for name, folder in sets.items():
+        items += read_catalogue(folder, name)
+    return items
+
+
+def find_catalogues(folder: str | Path) -> list[Path]:
+    """All folders with a ``catalogue.csv`` in or below ``folder``.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = sorted(path.parent for path in Path(folder).rglob("catalogue.csv"))
+    if not found:
+        raise ConfigError(f"no catalogue.csv in or below {folder}")
+    return found
+
+
 def read_esc(folder: str | Path, folds: dict[int, str] | None = None) -> list[Item]:
     """Read a plain ESC folder: ESC-50's ``meta/*.csv`` with ``audio/``, or ESC-10's class folders.
 
     Fold 3 is for testing and fold 2 for validation (:data:`ESC_FOLDS`), as in the catalogues.
+
+    Raises:
+        ConfigError: the folder is neither.
     """
     folder = Path(folder)
     folds = ESC_FOLDS if folds is None else folds
@@ -167,8 +194,8 @@ def read_esc(folder: str | Path, folds: dict[int, str] | None = None) -> list[It
             category = re.sub(r"^\d+\s*-\s*", "", audio.parent.name)
             found.append((audio, category, int(_ESC_CLIP.search(audio.name)["fold"]), "CC-BY"))
     if not found:
-        raise FileNotFoundError(f"{folder} is neither ESC-50 (meta/*.csv, audio/) nor ESC-10 "
-                                "(one folder a class)")
+        raise ConfigError(f"{folder} is neither ESC-50 (meta/*.csv, audio/) nor ESC-10 "
+                          "(one folder a class)")
     items = []
     for audio, category, fold, licence in found:
         words = category.replace("_", " ").lower()
@@ -339,9 +366,12 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
 
     Returns:
         the manifest as written to ``manifest.json``.
+
+    Raises:
+        ConfigError: there is nothing to pack or, with ``min_per_kind``, to train on.
     """
     if not items:
-        raise ValueError("no recordings to pack: name at least one source folder")
+        raise ConfigError("no recordings to pack: name at least one source folder")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     settings = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "max_per_kind": max_per_kind,
@@ -369,7 +399,7 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
         count = Counter(row["label"] for row in csv.DictReader(file))
     kinds = sorted(label for label, number in count.items() if number >= min_per_kind)
     if not kinds:
-        raise ValueError(f"no label has {min_per_kind} training recordings")
+        raise ConfigError(f"no label has {min_per_kind} training recordings")
     _write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
     _write_atomically(out / "LICENCES.md", _licence_report(splits))
     manifest["kinds"], manifest["min_per_kind"] = len(kinds), min_per_kind
@@ -381,12 +411,13 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: see ``python -m training.corpus.pack --help``."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.corpus.pack", description="Pack recordings for training.")
-    parser.add_argument("--shared", type=Path, help="folder with corpus/, data/esc10, data/baby_cry"
-                        " and data/field (those that are there are taken)")
-    parser.add_argument("--catalogue", type=Path, action="append", default=[],
-                        help="another folder with a catalogue.csv (may be given again)")
-    parser.add_argument("--esc", type=Path, action="append", default=[],
+        prog="luseel-corpus pack", description="Pack recordings for training.")
+    parser.add_argument("--catalogue", type=Path, action="append", default=[], metavar="FOLDER",
+                        help="folder with a catalogue.csv (may be given again)")
+    parser.add_argument("--folder", type=Path, action="append", default=[], metavar="DIR",
+                        help="take every catalogue.csv in or below this folder (may be given again)"
+                        )
+    parser.add_argument("--esc", type=Path, action="append", default=[], metavar="FOLDER",
                         help="a plain ESC-10 or ESC-50 folder (may be given again)")
     parser.add_argument("--out", type=Path, default=Path("data/packed"))
     parser.add_argument("--max-per-kind", type=int, default=400, help="0: no limit")
@@ -394,26 +425,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         help="training recordings that a label needs to become a kind")
     parser.add_argument("--trim-db", type=float, default=-50.0)
     options = parser.parse_args(arguments)
-    items: list[Item] = []
+    if not (options.catalogue or options.folder or options.esc):
+        parser.error("name a source: --catalogue, --folder or --esc")
     try:
-        if options.shared:
-            there = [(name, options.shared / folder) for name, folder in SHARED_SETS
-                     if (options.shared / folder / "catalogue.csv").is_file()]
-            if not there:
-                parser.error(f"no catalogue below {options.shared}; expected one in "
-                             + ", ".join(folder for _, folder in SHARED_SETS))
-            for name, folder in there:
-                items += read_catalogue(folder, name)
-        for folder in options.catalogue:
-            items += read_catalogue(folder, folder.resolve().name)
+        items = read_catalogues([*options.catalogue, *(
+            found for folder in options.folder for found in find_catalogues(folder))])
         for folder in options.esc:
             items += read_esc(folder)
-        if not items:
-            parser.error("name a source: --shared, --catalogue or --esc")
-    except (FileNotFoundError, ValueError) as error:
+        manifest = pack(items, options.out, options.max_per_kind, options.trim_db,
+                        min_per_kind=options.min_per_kind)
+    except ConfigError as error:
         parser.error(str(error))
-    manifest = pack(items, options.out, options.max_per_kind, options.trim_db,
-                    min_per_kind=options.min_per_kind)
     for split, entry in manifest["splits"].items():
         print(f"{split}: {entry['recordings']} recordings, {entry['kinds']} kinds, "
               f"{entry['hours']:.2f} h, {len(entry['skipped'])} skipped")

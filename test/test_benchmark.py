@@ -1,0 +1,118 @@
+"""The benchmark: what is timed, in which order, what is reported, with which mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from model_fixtures import TINY, changed, make_network, minilm
+from yaml import safe_dump
+
+from luseel_model import benchmark as module
+from luseel_model import cli
+from luseel_model.benchmark import QUERIES, Benchmark, QueryTiming, RandomText, benchmark, untrained
+from luseel_model.checkpoint import save_checkpoint
+from luseel_model.errors import LuseelError
+from luseel_model.inference import Extractor
+
+
+@pytest.fixture
+def model():
+    return Extractor(make_network(changed("tiny")), text=minilm())
+
+
+def test_times_are_of_the_calls(model, monkeypatch):
+    """A clock that only infer_window moves: 10 ms a call and 5 ms a query."""
+    clock, calls = [0.0], []
+
+    def infer_window(window, queries):
+        assert window.shape == (2, model.window_samples) and window.std() > 0.01
+        calls.append(list(queries))
+        clock[0] += 0.01 + 0.005 * len(queries)
+
+    monkeypatch.setattr(model, "infer_window", infer_window)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    result = benchmark(model, rounds=4, progress=False)
+    np.testing.assert_allclose([t.p50 for t in result.timings], [0.015, 0.02, 0.025])
+    np.testing.assert_allclose([t.p95 for t in result.timings], [0.015, 0.02, 0.025])
+    assert result.separate_p50 == pytest.approx(0.045)
+    assert result.sharing_gain == pytest.approx(1.8)
+    one = [list(QUERIES[:n]) for n in (1, 2, 3)]
+    assert calls == one + 4 * (one + [[query] for query in QUERIES])  # side by side
+
+
+def test_percentiles(model, monkeypatch):
+    """Warm-up, then 20 rounds of a call and the same alone: 19 of 0.1 s and one of 1 s."""
+    clock, seconds = [0.0], iter([5.0] + [0.1, 0.1] * 19 + [1.0, 1.0])
+
+    def infer_window(window, queries):
+        clock[0] += next(seconds)
+
+    monkeypatch.setattr(model, "infer_window", infer_window)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    (timing,) = benchmark(model, rounds=20, queries=QUERIES[:1], progress=False).timings
+    assert timing.p50 == pytest.approx(0.1) and timing.p95 == pytest.approx(0.145)
+
+
+def test_report():
+    result = Benchmark("net", 5_800_000, 2.0, "Some CPU", 2, 0.5, 30,
+                       [QueryTiming(1, 0.1, 0.12), QueryTiming(2, 0.2, 0.6)], 0.3, "A note.")
+    text = result.markdown()
+    assert "net, 5.8 M parameters, windows of 2 s, on Some CPU, 2 threads; 30 rounds" in text
+    assert "| 1 | 100.0 ms | 120.0 ms | 20.0% | 24.0% |" in text
+    assert "2 queries in one call: 200.0 ms; in 2 calls: 300.0 ms, 1.50 times as long" in text
+    assert "Slower than real time with 2 queries" in text and text.endswith("\n\nA note.")
+    report = result.to_dict()
+    assert report["timings"][1]["real_time_factor_p95"] == pytest.approx(1.2)
+    assert report["sharing_gain"] == pytest.approx(1.5)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_random_text_stands_in_for_a_hub():
+    config = changed("tiny", text={"encoder": "t5", "weights": "t5-nowhere", "embedding": 24})
+    model, note = untrained(config, "cpu")
+    assert isinstance(model._text, RandomText) and "in place of the text encoder t5-nowhere" in note
+    first, second = model._text.embed(["rain", "bell"])
+    assert first.shape == (6, 24) and not torch.equal(first, second)
+    assert torch.equal(model._text.embed(["bell"])[0], second)
+    assert np.isfinite(model.infer_window(np.zeros((2, 8000), np.float32), ["a", "b"]).audio).all()
+
+
+def test_minilm_is_used_as_configured(monkeypatch):
+    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    model, note = untrained(changed("tiny"), "cpu")
+    assert model._text is minilm() and "andom" not in note
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"rounds": 0}, "rounds must be 1 or more"), ({"hop": 0}, "hop must be above 0"),
+    ({"hop": float("nan")}, "hop must be above 0")])
+def test_mistakes(model, changes, said):
+    with pytest.raises(LuseelError, match=said):
+        benchmark(model, **changes)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    network = make_network(changed("tiny"))
+    save_checkpoint("net.safetensors", network.state_dict(), network.config)
+    arguments = ["benchmark", "--rounds", "2", "--device", "cpu"]
+    assert cli.main([*arguments, "--model", "net.safetensors", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == "net" and report["note"] == ""
+    assert report["parameters"] == network.parameter_count()
+    assert [t["queries"] for t in report["timings"]] == [1, 2, 3]
+    assert all(0 < t["p50"] <= t["p95"] for t in report["timings"])
+    (tmp_path / "small.yaml").write_text(safe_dump(TINY))
+    assert cli.main([*arguments, "--untrained", "--config", "small.yaml", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny (untrained)" in printed and ", 1 thread;" in printed
+    assert printed.endswith("Untrained network: only its speed means anything.\n")
+    for wrong, said in ((["--config", "luseel"], "needs --untrained"),
+                        (["--untrained", "--model", "net.safetensors"], "leave out it or"),
+                        (["--untrained", "--config", "huge"], "no model configuration"),
+                        (["--untrained", "--threads", "0"], "--threads must be"),
+                        (["--model", "gone.safetensors"], "no checkpoint at")):
+        assert cli.main([*arguments, *wrong]) == 2
+        assert said in capsys.readouterr().err
