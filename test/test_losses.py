@@ -210,7 +210,7 @@ def test_magnitude_by_hand(signals):
         padded = np.pad(x / level, 256, mode="reflect")
         frames = [
             np.fft.rfft(window * padded[s : s + 512]) / math.sqrt(512)
-            for s in range(0, len(padded) - 511, 128)
+            for s in range(0, len(padded) - 511, 256)
         ]
         return (np.abs(np.array(frames)) ** 2 + 1e-5) ** 0.25
 
