@@ -358,12 +358,23 @@ class ModelConfig:
         return self.gcc_frames * self.localization.gcc_lags if self.use_gcc_phat else 0
 
 
+def find_config(name_or_path: str | Path, folder: Path, what: str) -> Path:
+    """Path of a configuration: a bare name is one of the YAML files in ``folder``.
+
+    Raises:
+        ConfigError: no ``what`` configuration has that name; the message lists those there are.
+    """
+    path = Path(name_or_path)
+    if path.suffix:
+        return path
+    path = folder / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ConfigError(
+            f"no {what} configuration called {str(name_or_path)!r}; there are: {known}")
+    return path
+
+
 def load_config(name_or_path: str | Path) -> ModelConfig:
     """A model configuration by name (``luseel``, ``luseel-small``) or path of a YAML file."""
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = CONFIG_FOLDER / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
-            raise ConfigError(f"no model configuration called {name_or_path!r}; there are: {known}")
-    return build_config(ModelConfig, read_yaml(path))
+    return build_config(ModelConfig, read_yaml(find_config(name_or_path, CONFIG_FOLDER, "model")))

@@ -88,10 +88,14 @@ class Tagger(nn.Module):
         text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
         return tag_tokens.float() @ text.transpose(-1, -2) / self.width ** 0.5
 
+    @staticmethod
+    def pool(similarity: Tensor) -> Tensor:
+        """(B, L, K) → (B, K): how well the clip as a whole matches, a soft maximum over tokens."""
+        return torch.logsumexp(similarity.float(), dim=1)
+
     def presence(self, similarity: Tensor) -> Tensor:
-        """(B, L, K) → (B, K) logits: a soft maximum over tokens."""
-        pooled = torch.logsumexp(similarity.float(), dim=1)
-        return self.scale * pooled + self.bias
+        """(B, L, K) → (B, K) logits."""
+        return self.scale * self.pool(similarity) + self.bias
 
 
 class LuSeeL(nn.Module):

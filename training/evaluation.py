@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from luseel_model.angles import angular_error
-from luseel_model.config import build_config, read_yaml
+from luseel_model.config import build_config, find_config, read_yaml
 from luseel_model.errors import ConfigError
 from luseel_model.features import gcc_phat
 from training import SAMPLE_RATE
@@ -93,10 +93,8 @@ def load_evaluation_config(
     Raises:
         ConfigError: no such file, or an unknown or wrong key, named.
     """
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = CONFIG_FOLDER / f"{name_or_path}.yaml"
-    return build_config(EvaluationConfig, {**read_yaml(path), **(changes or {})})
+    data = read_yaml(find_config(name_or_path, CONFIG_FOLDER, "evaluation"))
+    return build_config(EvaluationConfig, {**data, **(changes or {})})
 
 
 # -- the mixtures ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from luseel_model.luseel import LuSeeL, LuSeeLOutput
+from luseel_model.luseel import LuSeeL, LuSeeLOutput, Tagger
 from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, clip_tag_loss,
                              dense_tag_loss, doa_cross_entropy, doa_squared_error,
                              negative_si_snr, presence_bce, token_energy_shares)
@@ -103,10 +103,10 @@ class Objective(nn.Module):
             shares, weight = token_energy_shares(sources, bins, frames, hop)
             terms["dense_tags"] = config.dense_tags * dense_tag_loss(
                 similarity, known, shares * valid[:, None], weight).mean()
-        pooled = torch.logsumexp(similarity.float(), dim=1)
         if config.clip_tags:
             terms["clip_tags"] = config.clip_tags * clip_tag_loss(
-                pooled, known, valid / valid.sum(1, keepdim=True).clamp(min=1)).mean()
+                Tagger.pool(similarity), known,
+                valid / valid.sum(1, keepdim=True).clamp(min=1)).mean()
         if config.presence:
             logits = network.tagger.presence(similarity)
             # added up, so that an unknown source never erases a known one of kind 0

@@ -27,8 +27,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from luseel_model.checkpoint import read_checkpoint, save_checkpoint
-from luseel_model.config import ModelConfig, build_config, load_config, read_yaml, to_dict
+from luseel_model.config import (ModelConfig, build_config, find_config, load_config, read_yaml,
+                                 to_dict)
 from luseel_model.errors import CheckpointError, ConfigError
+from luseel_model.inference import pick_device
 from luseel_model.luseel import LuSeeL
 from luseel_model.text import TextEncoder
 from training import SAMPLE_RATE
@@ -135,13 +137,7 @@ class TrainConfig:
 
 def load_train_config(name_or_path: str | Path, changes: list[str] | None = None) -> TrainConfig:
     """A training configuration by name or path; ``changes`` like ``optimizer.patience=3``."""
-    path = Path(name_or_path)
-    if not path.suffix:
-        path = CONFIG_FOLDER / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = ", ".join(sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")))
-            raise ConfigError(f"no training configuration {name_or_path!r}; there are: {known}")
-    data = read_yaml(path)
+    data = read_yaml(find_config(name_or_path, CONFIG_FOLDER, "training"))
     for change in changes or []:
         key, separator, value = change.partition("=")
         if not separator:
@@ -170,7 +166,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, out: str | Path, device: str | None = None,
                  init: str | Path | None = None):
         self.config, self.out = config, Path(out)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device(device)
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.network = LuSeeL(config.model_config())
