@@ -42,6 +42,7 @@ REQUIREMENTS = [
     "soxr",                        # sample-rate conversion
     "tqdm",                        # progress bars
     "matplotlib",                  # plots
+    "rich",                        # the live views of luseel listen and of the demo
 ]
 EXTRAS = {
     "train": [
@@ -54,6 +55,19 @@ EXTRAS = {
         "einops", "julius",  # imported by demucs, which the tests compare with (see tools/venv.sh)
         "pyroomacoustics",   # an independent GCC-PHAT to compare with
         "ros-domain-coordinator",  # a free DDS domain for every test run
+        "mcap-ros2-support",  # another reader of bags, to check ours with
+        "playwright",  # drives the Chromium of the machine, to test the page of luseel watch
+    ],
+    "mic": [
+        "sounddevice",  # microphones (PortAudio)
+    ],
+}
+ROS_EXTRAS = {
+    "bag": [
+        "rosbags>=0.10",  # reads and writes rosbag2 files without a ROS installation
+    ],
+    "watch": [
+        "aiohttp>=3.9",  # the web server of luseel watch, with WebSockets
     ],
 }
 SCRIPTS = [
@@ -62,11 +76,21 @@ SCRIPTS = [
     "luseel-evaluate = training.evaluate:main",
     "luseel-corpus = training.corpus.__main__:main",
     "luseel-heads = training.heads:main",
+    "luseel-benchmark-set = training.benchmark.__main__:main",
+    "luseel-finetune = training.finetune:main",
+]
+# Further commands of `luseel`: name and function, which gets the subparsers of the command line.
+# Written without spaces around "=".
+COMMANDS = [
+    "bag=luseel_ros.tools.bag:register",
+    "listen=luseel_ros.tools.listen:register",
+    "watch=luseel_ros.tools.watch:register",
 ]
 PACKAGES = ["luseel_model", "training"]
 DATA = {
     "luseel_model": ["configs/*.yaml", "checkpoints/**/*"],
-    "training": ["*.yaml", "configs/*.yaml", "corpus/*.csv", "head_data/**/*"],
+    "training": ["*.yaml", "configs/*.yaml", "corpus/*.csv", "head_data/**/*",
+                 "benchmark/**/*"],
 }
 
 
@@ -149,6 +173,7 @@ class Distribution(setuptools.Distribution):
 
 
 options = {}
+entry_points = {"console_scripts": SCRIPTS}
 if with_ros():
     if "bdist_wheel" in sys.argv or "editable_wheel" in sys.argv:
         if (sys.platform, platform.machine()) != ("linux", "x86_64"):
@@ -157,13 +182,18 @@ if with_ros():
                      "LUSEEL_ROS=0 pip install .")
     PACKAGES.append("luseel_ros")
     DATA["luseel_ros.demo"] = ["data/**/*"]
+    DATA["luseel_ros.tools"] = ["page/*"]
     REQUIREMENTS += ROS_RUN_REQUIREMENTS
-    REQUIREMENTS.append("rich")  # the live table of the demo
-    SCRIPTS += ["luseel_node = luseel_ros.node:main", "luseel_demo = luseel_ros.demo.__main__:main"]
+    SCRIPTS += ["luseel_node = luseel_ros.run:main", "luseel_demo = luseel_ros.demo.__main__:main",
+                "luseel_capture = luseel_ros.capture:main"]
+    entry_points["luseel.commands"] = COMMANDS
+    EXTRAS.update(ROS_EXTRAS)
     options["ext_modules"] = [Extension(f"{PROJECT}._messages", sources=[])]
 else:
     REQUIREMENTS += EXTRAS["train"]  # without the node, training is what the package is for
-    EXTRAS["test"].remove("ros-domain-coordinator")
+    for name in ("ros-domain-coordinator", "mcap-ros2-support", "playwright"):
+        EXTRAS["test"].remove(name)
+EXTRAS["test"] += [name for extra in ("mic", "bag", "watch") for name in EXTRAS.get(extra, [])]
 
 setup(
     distclass=Distribution,
@@ -176,7 +206,7 @@ setup(
     package_data=DATA,
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": SCRIPTS},
+    entry_points=entry_points,
     cmdclass={"build": Build, "build_ext": BuildMessages, "egg_info": EggInfo},
     zip_safe=False,
     **options,

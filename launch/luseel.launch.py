@@ -15,6 +15,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 
@@ -25,14 +26,20 @@ def generate_launch_description():
             "namespace", default_value="",
             description="Namespace of the node and of its topics"),
         DeclareLaunchArgument(
+            "node_name", default_value="luseel",
+            description="Name of the node: two of them side by side need two"),
+        DeclareLaunchArgument(
             "params_file", default_value=str(share / "config" / "luseel.yaml"),
             description="YAML file with the parameters of the node"),
         DeclareLaunchArgument(
             "audio_topic", default_value="audio",
-            description="Topic of the binaural audio (luseel/msg/AudioChunk)"),
+            description="Topic of the binaural audio (its type: parameter audio_type)"),
         DeclareLaunchArgument(
             "query_topic", default_value="query",
             description="Topic of the queries (std_msgs/msg/String)"),
+        DeclareLaunchArgument(
+            "use_sim_time", default_value="false",
+            description="true: the clock is the topic /clock (simulation, bag)"),
         DeclareLaunchArgument(
             "log_level", default_value="info",
             description="debug, info, warn, error or fatal"),
@@ -40,10 +47,12 @@ def generate_launch_description():
     node = LifecycleNode(
         package="luseel",
         executable="luseel_node",
-        name="luseel",
+        name=LaunchConfiguration("node_name"),
         namespace=LaunchConfiguration("namespace"),
         # The later entry wins: whatever the file says, the transitions come from here.
-        parameters=[LaunchConfiguration("params_file"), {"autostart": False}],
+        parameters=[LaunchConfiguration("params_file"), {
+            "autostart": False,
+            "use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)}],
         remappings=[
             ("audio", LaunchConfiguration("audio_topic")),
             ("query", LaunchConfiguration("query_topic")),

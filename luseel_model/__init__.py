@@ -7,6 +7,7 @@
 """
 
 from .angles import angular_error, wrap_degrees
+from .calibration import Calibration
 from .config import ModelConfig, load_config
 from .errors import (AudioError, CheckpointError, ConfigError, LuseelError, QueryError)
 from .inference import Extraction, Extractor, WindowEstimate, WindowOutput, load_model
@@ -15,7 +16,7 @@ from .luseel import LuSeeL
 __version__ = "0.1.0"
 
 __all__ = [
-    "AudioError", "CheckpointError", "ConfigError", "Extraction", "Extractor", "LuSeeL",
-    "LuseelError", "ModelConfig", "QueryError", "WindowEstimate", "WindowOutput",
+    "AudioError", "Calibration", "CheckpointError", "ConfigError", "Extraction", "Extractor",
+    "LuSeeL", "LuseelError", "ModelConfig", "QueryError", "WindowEstimate", "WindowOutput",
     "angular_error", "load_config", "load_model", "wrap_degrees",
 ]

@@ -2,14 +2,15 @@
 
 What is timed is :meth:`~luseel_model.inference.Extractor.infer_window`, as the node and long
 recordings call it: a full window in, extracted ears and directions out on the CPU. Queries are
-embedded before, as they are cached.
+embedded before, as they are cached. For the profiles of a stream the same is timed in their
+precision; what a stream adds to the model's time is measured by ``tools/field/latency.py``.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -22,8 +23,11 @@ from .config import ModelConfig, TextConfig
 from .errors import LuseelError
 from .inference import Extractor, pick_device
 from .luseel import LuSeeL
+from .streaming import PROFILES, autocast, resolve_precision
 
-QUERIES = ("dog barking", "a baby is crying", "where is the rain?")
+QUERIES = ("dog barking", "a baby is crying", "where is the rain?", "footsteps on gravel",
+           "a door slams", "birds singing", "a clock ticking", "people talking")
+COUNTS = (1, 3, 8)
 
 
 @dataclass
@@ -36,6 +40,25 @@ class QueryTiming:
 
 
 @dataclass
+class ProfileTiming:
+    """The same with the precision of a stream's profile.
+
+    Attributes:
+        profile: its name in :data:`~luseel_model.streaming.PROFILES`.
+        precision: what it comes to on this machine.
+        hop, lookahead, latency: of the profile, seconds; without computing time.
+        timings: seconds per hop.
+    """
+
+    profile: str
+    precision: str
+    hop: float
+    lookahead: float
+    latency: float
+    timings: list[QueryTiming]
+
+
+@dataclass
 class Benchmark:
     """What :func:`benchmark` measured.
 
@@ -44,10 +67,11 @@ class Benchmark:
         device, threads: processor, and the threads torch uses on a CPU.
         hop: seconds from one window to the next in a stream.
         rounds: how often each was timed; all variants take turns in a round.
-        timings: for 1, 2, ... queries in one call.
+        timings: for several numbers of queries in one call, in float32.
         separate_p50: median seconds of as many calls with one query each as the last of
             ``timings`` has queries.
         note: what is not as in use, or empty.
+        profiles: of streams, those whose hop fits the window.
     """
 
     model: str
@@ -60,6 +84,7 @@ class Benchmark:
     timings: list[QueryTiming]
     separate_p50: float
     note: str = ""
+    profiles: list[ProfileTiming] = field(default_factory=list)
 
     @property
     def sharing_gain(self) -> float:
@@ -68,9 +93,13 @@ class Benchmark:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; real-time factors are time over hop."""
-        timings = [{**asdict(t), "real_time_factor_p50": t.p50 / self.hop,
-                    "real_time_factor_p95": t.p95 / self.hop} for t in self.timings]
-        return {**asdict(self), "timings": timings, "sharing_gain": self.sharing_gain}
+        def factors(timings: list[QueryTiming], hop: float) -> list[dict[str, Any]]:
+            return [{**asdict(t), "real_time_factor_p50": t.p50 / hop,
+                     "real_time_factor_p95": t.p95 / hop} for t in timings]
+
+        profiles = [{**asdict(p), "timings": factors(p.timings, p.hop)} for p in self.profiles]
+        return {**asdict(self), "timings": factors(self.timings, self.hop), "profiles": profiles,
+                "sharing_gain": self.sharing_gain}
 
     def markdown(self) -> str:
         """A table to read or to paste."""
@@ -89,6 +118,20 @@ class Benchmark:
             lines += ["", f"{last.queries} queries in one call: {1e3 * last.p50:.1f} ms; in "
                       f"{last.queries} calls: {1e3 * self.separate_p50:.1f} ms, "
                       f"{self.sharing_gain:.2f} times as long (p50)"]
+        if self.profiles:
+            counts = [t.queries for t in self.profiles[0].timings]
+            queries = [f"{n} quer{'ies' if n > 1 else 'y'}" for n in counts]
+            lines += [
+                "", "Streams: milliseconds per hop, p50 / p95, and their share of the hop (p95); "
+                "latency: longest wait of a sample, to which they add", "",
+                "| profile | hop | look-ahead | latency | precision | "
+                + " | ".join(queries) + " |", "|---|---|---|---|---|" + "---|" * len(counts)]
+            for p in self.profiles:
+                lines.append(
+                    f"| {p.profile} | {p.hop:g} s | {p.lookahead:g} s | {p.latency:g} s | "
+                    f"{p.precision} | " + " | ".join(
+                        f"{1e3 * t.p50:.0f} / {1e3 * t.p95:.0f} ms, {t.p95 / p.hop:.0%}"
+                        for t in p.timings) + " |")
         slow = [str(t.queries) for t in self.timings if t.p95 > self.hop]
         if slow:
             lines += ["", f"Slower than real time with {' and '.join(slow)} queries (p95 above the "
@@ -145,49 +188,63 @@ def _processor(device: torch.device) -> str:
 
 def benchmark(model: Extractor, rounds: int = 30, hop: float = 0.5,
               queries: Sequence[str] = QUERIES, note: str = "",
-              progress: bool | None = None) -> Benchmark:
+              progress: bool | None = None, counts: Sequence[int] = COUNTS) -> Benchmark:
     """Time a model on windows of noise.
 
     Args:
         model: ready to use.
-        rounds: each of them times one window with one query, with two, ..., with all, and with
-            all in calls of their own. Side by side, so that other load on the machine falls on
-            all of them alike.
-        hop: seconds from one window to the next in a stream.
+        rounds: each of them times one window with each number of queries, in each precision that a
+            profile asks for, and as many calls with one query each as the last number has. Side by
+            side, so that other load on the machine falls on all of them alike.
+        hop: seconds from one window to the next, for the first table.
         queries: the descriptions to ask for.
         note: goes into the result.
         progress: show a progress bar; None shows it on a terminal.
+        counts: numbers of queries, rising; those above the number of `queries` are left out.
     Raises:
-        LuseelError: no rounds, or a hop that isn't above 0.
+        LuseelError: no rounds or queries, or a hop that isn't above 0.
     """
     if rounds < 1:
         raise LuseelError(f"rounds must be 1 or more, got {rounds}")
     if not 0 < hop < float("inf"):
         raise LuseelError(f"the hop must be above 0 s, got {hop}")
+    counts = [count for count in counts if 0 < count <= len(queries)]
+    if not counts:
+        raise LuseelError(f"no number of queries to time with {len(queries)} queries")
     generator = np.random.default_rng(0)
     window = 0.05 * generator.standard_normal((2, model.window_samples)).astype(np.float32)
-    counts = range(1, len(queries) + 1)
-    together: list[list[float]] = [[] for _ in counts]
+    profiles = {name: p for name, p in PROFILES.items() if p.latency <= model.window + 1e-9}
+    precisions = {name: resolve_precision(p.precision, model.device)
+                  for name, p in profiles.items()}
+    variants = [(precision, count) for precision in sorted({"float32", *precisions.values()},
+                                                           reverse=True) for count in counts]
+    together: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     separate: list[float] = []
 
-    def timed(*calls: Sequence[str]) -> float:
+    def timed(precision: str, *calls: Sequence[str]) -> float:
         begin = time.perf_counter()
-        for call in calls:
-            model.infer_window(window, call)  # its result lies on the CPU: nothing to wait for
+        with autocast(precision, model.device):
+            for call in calls:
+                model.infer_window(window, call)  # its result lies on the CPU: nothing to wait for
         return time.perf_counter() - begin
 
-    for count in counts:  # first calls are slower: memory, kernels, the text encoder
-        timed(queries[:count])
+    for precision, count in variants:  # first calls are slower: memory, kernels, the text encoder
+        timed(precision, queries[:count])
     for _ in tqdm(range(rounds), desc="benchmark", unit="round", leave=False,
                   disable=None if progress is None else not progress):
-        for count, times in zip(counts, together):
-            times.append(timed(queries[:count]))
-        separate.append(timed(*([query] for query in queries)))
+        for precision, count in variants:
+            together[precision, count].append(timed(precision, queries[:count]))
+        separate.append(timed("float32", *([query] for query in queries[:counts[-1]])))
+
+    def timings(precision: str) -> list[QueryTiming]:
+        return [QueryTiming(count, *(float(v) for v in np.percentile(
+            together[precision, count], (50, 95)))) for count in counts]
+
     return Benchmark(
         model=model.name, parameters=model.network.parameter_count(), window=model.window,
         device=_processor(model.device),
         threads=torch.get_num_threads() if model.device.type == "cpu" else 0, hop=hop,
-        rounds=rounds,
-        timings=[QueryTiming(count, *(float(v) for v in np.percentile(times, (50, 95))))
-                 for count, times in zip(counts, together)],
-        separate_p50=float(np.median(separate)), note=note)
+        rounds=rounds, timings=timings("float32"), separate_p50=float(np.median(separate)),
+        note=note, profiles=[
+            ProfileTiming(name, precisions[name], p.hop, p.lookahead, round(p.latency, 6),
+                          timings(precisions[name])) for name, p in profiles.items()])

@@ -1,4 +1,11 @@
-"""``luseel``: extract a described sound from a file, list the models, time them."""
+"""``luseel``: extract a described sound from a file, listen live, calibrate a robot's ears, list
+the models, time them.
+
+Other packages add commands through the entry-point group ``luseel.commands``: the name of the
+command, and a function that adds its parser to the subparsers it gets (and sets ``run``, called
+with the parsed arguments, which returns the exit status). ``listen`` of another package takes the
+place of the one here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +13,15 @@ import argparse
 import json
 import os
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Callable, Mapping
 
+from . import listen
 from .angles import compass
 from .errors import LuseelError
 
+COMMANDS = "luseel.commands"  # entry points of other packages
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -113,8 +124,68 @@ def _benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status (2: what was given can't be used)."""
+def _calibrate(args: argparse.Namespace) -> int:
+    import soundfile
+
+    from .calibration import analyse, measure, plot_measurement
+
+    if bool(args.recording) != bool(args.directions) or not (args.recording or args.at):
+        raise LuseelError("give a recording with its --directions (calibrate claps.wav "
+                          "--directions 0 90 180 270), or a file for each (--at 90 left.wav)")
+    pairs = [(args.recording, args.directions)] if args.recording else []
+    for azimuth, path in args.at or []:
+        try:
+            pairs.append((path, [float(azimuth)]))
+        except ValueError:
+            raise LuseelError(f"--at {azimuth} {path}: the direction in degrees comes first"
+                              ) from None
+    for path, known in ((Path(args.out), (".yaml", ".yml")),
+                        *([(Path(args.plot), _PICTURES)] if args.plot else [])):
+        if not path.parent.is_dir():
+            raise LuseelError(f"the folder of {path} doesn't exist")
+        if path.suffix.lower() not in known:
+            raise LuseelError(f"{path}: unknown kind of file; use one of {', '.join(known)}")
+    sounds = []
+    for path, azimuths in pairs:
+        try:
+            audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise LuseelError(f"can't read {path}: {error}") from None
+        sounds += analyse(audio.T, rate, azimuths, str(path))
+    result = measure(sounds, args.straight)
+    result.calibration.save(args.out)
+    if args.plot:
+        plot_measurement(result, args.plot)
+    print("\n".join(result.verdict()))
+    print(f"calibration -> {args.out}" + (f", picture -> {args.plot}" if args.plot else ""))
+    return 0
+
+
+def _unusable(commands, name: str, error: Exception) -> None:
+    """A command that only says why it can't be used."""
+    def run(args: argparse.Namespace) -> int:
+        raise LuseelError(f"the command {name} can't be used: {type(error).__name__}: {error}")
+
+    parser = commands.choices.get(name)
+    if parser is None:
+        parser = commands.add_parser(name, help="(can't be used here)", prefix_chars="\0")
+        parser.add_argument("rest", nargs="*")
+    parser.set_defaults(run=run)
+
+
+def installed_commands() -> dict[str, Callable[[], Callable]]:
+    """Name -> what loads the function, of the commands that installed packages add."""
+    return {entry.name: entry.load for entry in entry_points(group=COMMANDS)}
+
+
+def main(argv: list[str] | None = None,
+         extra: Mapping[str, Callable[[], Callable]] | None = None) -> int:
+    """Entry point; returns the exit status (2: what was given can't be used).
+
+    Args:
+        argv: the arguments; None: those of the process.
+        extra: further commands, as `installed_commands` gives them; None: the installed ones.
+    """
     parser = argparse.ArgumentParser(
         prog="luseel", description="Pull a sound described in words out of a binaural recording "
         "and say where it comes from (degrees counter-clockwise: 0 front, 90 left).")
@@ -148,6 +219,31 @@ def main(argv: list[str] | None = None) -> int:
     speed.add_argument("--rounds", type=int, default=30, help="default: %(default)s")
     speed.add_argument("--json", action="store_true", help="print the figures as JSON")
     speed.set_defaults(run=_benchmark)
+    ears = commands.add_parser(
+        "calibrate", help="measure what a robot's ears do to a few claps at known directions",
+        description="Find out from claps (or other broadband sounds) at known directions whether "
+        "left and right are swapped, one ear hears late, louder or inverted, or the head is "
+        "turned, and write it to a file that the model and the node load. Directions are degrees "
+        "counter-clockwise seen from above: 0 front, 90 left, 180 behind, 270 right; these four "
+        "are the best.")
+    ears.add_argument("recording", nargs="?", help="stereo recording of all claps")
+    ears.add_argument("--directions", nargs="+", type=float, metavar="DEGREES",
+                      help="where its claps were, in their order (equally many at each)")
+    ears.add_argument("--at", nargs=2, action="append", metavar=("DEGREES", "FILE"),
+                      help="instead: a recording of claps, or of a steady noise, at one direction")
+    ears.add_argument("-o", "--out", default="ears.yaml", help="default: %(default)s")
+    ears.add_argument("--plot", metavar="PNG", help="write a picture")
+    ears.add_argument("--straight", action="store_true",
+                      help="the head does look to the front: don't measure a turn")
+    ears.set_defaults(run=_calibrate)
+    plug_ins = installed_commands() if extra is None else extra
+    if "listen" not in plug_ins:
+        listen.register(commands)
+    for name, load in sorted(plug_ins.items()):
+        try:
+            load()(commands)
+        except Exception as error:  # of another package: the other commands must go on working
+            _unusable(commands, name, error)
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -155,6 +251,9 @@ def main(argv: list[str] | None = None) -> int:
     except LuseelError as error:
         print(f"luseel: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("luseel: stopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

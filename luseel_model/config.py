@@ -289,6 +289,28 @@ class TaggingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadSearchConfig:
+    """Search with the head's responses (not in the paper; luseel_model/head_search.py).
+
+    ``azimuths``: directions searched, a divisor of 360 (0: no search). The two candidate sounds
+    are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.
+    """
+
+    azimuths: int = 0
+    mel_bands: int = 64
+    tagger_channels: tuple[int, ...] = (64, 128, 256)
+    tagger_dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        _require(self.azimuths == 0 or (self.azimuths >= 24 and 360 % self.azimuths == 0),
+                 f"azimuths must be 0 or a divisor of 360 from 24, got {self.azimuths}")
+        _require_at_least(self, 8, "mel_bands")
+        _require(len(self.tagger_channels) > 0 and min(self.tagger_channels) >= 1,
+                 "tagger_channels must be positive numbers")
+        _require_share(self, "tagger_dropout")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A LuSeeL network. ``window`` in seconds; the localization module is bound to it.
 
@@ -308,6 +330,7 @@ class ModelConfig:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     localization: LocalizationConfig = dataclasses.field(default_factory=LocalizationConfig)
     tagging: TaggingConfig = dataclasses.field(default_factory=TaggingConfig)
+    head_search: HeadSearchConfig = dataclasses.field(default_factory=HeadSearchConfig)
 
     def __post_init__(self) -> None:
         _require(self.audio_channels in (1, 2), "audio_channels must be 1 or 2")
@@ -319,6 +342,11 @@ class ModelConfig:
                  "use_localization needs two audio_channels")
         _require(not (self.backbone.inputs == "interaural" and self.audio_channels == 1),
                  "backbone.inputs 'interaural' needs two audio_channels")
+        _require(not self.head_search.azimuths or
+                 (self.audio_channels == 2 and self.tagging.width and self.use_localization
+                  and self.backbone.inputs == "interaural" and self.backbone.output == "mask"),
+                 "head_search needs two audio_channels, tagging, localization, 'interaural' "
+                 "inputs and a 'mask' as output")
         _require(self.stft.bins % math.prod(self.backbone.strides) == 0,
                  f"the product of backbone.strides must divide the {self.stft.bins} frequency bins")
         _require(self.width % self.transformer.heads == 0,

@@ -17,9 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .angles import wrap_degrees
+from .calibration import Calibration
 from .checkpoint import find_checkpoint, load_network
 from .config import AZIMUTH_BINS
-from .errors import AudioError, LuseelError, QueryError
+from .errors import AudioError, ConfigError, LuseelError, QueryError
+from .heads import Head
 from .luseel import LuSeeL
 from .text import TextEncoder, pad_embeddings, validate_query
 
@@ -150,11 +152,13 @@ class Extractor:
         name: shown to users.
         info: what the checkpoint says about its training.
         text: encoder of the queries; default: the one that the network's configuration names.
+        calibration: puts the ears right before the network hears them (calibration.py).
     """
 
     def __init__(self, network: LuSeeL, name: str = "", info: dict | None = None,
-                 text: TextEncoder | None = None):
+                 text: TextEncoder | None = None, calibration: Calibration | None = None):
         self.network = network.eval()
+        self.calibration = calibration or Calibration()
         self.name, self.info = name or network.config.name, info or {}
         self.config = network.config
         self.device = next(network.parameters()).device
@@ -175,6 +179,17 @@ class Extractor:
         """Samples of a window at the model's rate."""
         return self.config.window_samples
 
+    def set_head(self, head: Head) -> None:
+        """Listen with another head than the one the network was trained on.
+
+        Raises:
+            ConfigError: the network doesn't use the responses of a head.
+        """
+        if not self.config.head_search.azimuths:
+            raise ConfigError(f"the model {self.name} makes no use of a head's responses: leave "
+                              "the head out, or fine-tune the model on it (docs/calibration.md)")
+        self.network.head_search.set_head(head.hrir.to(self.device))
+
     # -- windows
 
     @torch.inference_mode()
@@ -188,7 +203,8 @@ class Extractor:
             B outputs, each for the Q queries.
         """
         network, count = self.network, len(queries)
-        mixture = windows.to(self.device, torch.float32)
+        mixture = self.calibration.apply(
+            windows.to(self.device, torch.float32), self.sample_rate)
         mono = self.config.audio_channels == 1
         inputs = mixture.reshape(-1, 1, mixture.shape[-1]) if mono else mixture
         tokens, mask = pad_embeddings(self._text.embed(queries))
@@ -212,6 +228,7 @@ class Extractor:
             confidence = energy / (energy + mixture.square().sum((-2, -1))[:, None] + 1e-12)
         audio, likelihood, confidence = (
             v.float().cpu().numpy() for v in (audio, likelihood, confidence))
+        likelihood = self.calibration.turn_likelihood(likelihood)
         azimuth = estimate_azimuth(likelihood) if output.doa_logits is not None else \
             np.full(shape, np.nan)
         return [WindowOutput(*parts) for parts in zip(audio, azimuth, likelihood, confidence)]
@@ -366,16 +383,27 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def load_model(name_or_path: str | Path | None = None,
-               device: str | torch.device | None = None) -> Extractor:
+               device: str | torch.device | None = None,
+               calibration: str | Path | Calibration | None = None,
+               head: str | Path | Head | None = None) -> Extractor:
     """Load a checkpoint.
 
     Args:
         name_or_path: None for the shipped checkpoint, the name of a shipped one, or the path of
             a .safetensors file.
         device: 'cpu', 'cuda', ...; None takes CUDA where there is one.
+        calibration: of the ears, or the YAML file that ``luseel calibrate`` wrote.
+        head: responses of the ears, or the file that ``python -m training.heads`` made of a SOFA
+            file; None: those of the head the checkpoint was trained on.
     Raises:
         CheckpointError: missing, truncated or foreign file.
+        ConfigError: the calibration or the head can't be used.
     """
     path = find_checkpoint(name_or_path)
     network, info = load_network(path, pick_device(device))
-    return Extractor(network, name=path.stem, info=info)
+    if isinstance(calibration, (str, Path)):
+        calibration = Calibration.load(calibration) if str(calibration) else None
+    extractor = Extractor(network, name=path.stem, info=info, calibration=calibration)
+    if head:
+        extractor.set_head(head if isinstance(head, Head) else Head.open(head))
+    return extractor

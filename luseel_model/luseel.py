@@ -11,6 +11,7 @@ F frequency bins, T frames, L tokens, E width of the frozen text embedding, K ph
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,15 @@ from torch import Tensor, nn
 
 from .config import AZIMUTH_BINS, ModelConfig
 from .features import gcc_phat, interaural_inputs, istft, stft
+from .head_search import (STATISTICS, Candidates, CandidateTagger, HeadSearch, MatchedLocalizer,
+                          PreparedHead)
 from .layers import (DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, LayerScale,
                      rescale_convolutions)
 from .localization import ExtractedLocalizer, TokenLocalizer
 from .transformer import AttentionLayer, CrossDomainTransformer, FiLM, TextAdapter
 
 INTERAURAL_CHANNELS = 9
+CANDIDATE_CHANNELS = 3
 LABEL_PEAK = 0.17841  # peak of the normalised DoA label (variance 5 deg²): 1/sqrt(2π·5)
 
 
@@ -36,6 +40,12 @@ class LuSeeLOutput:
     token_doa_logits: Tensor | None = None   # (B, Q, 360) the paper's head alone
     tag_tokens: Tensor | None = None         # (B, L, W) audio side of the tagging space
     presence_logits: Tensor | None = None    # (B, Q) is the sound there
+    candidates: Candidates | None = None     # what the search with the head's responses found
+    candidate_tags: Tensor | None = None     # (B, 2, W) audio side of the candidates' tags
+    selection_logits: Tensor | None = None   # (B, Q) the first candidate, not the second
+    trust_logits: Tensor | None = None       # (B, Q) the candidate rather than the masked mixture
+    masked: Tensor | None = None             # (B, Q, 2, F, T) complex, the masked mixture alone
+    chosen: Tensor | None = None             # (B, Q, 2, F, T) complex, the chosen candidate alone
 
 
 @dataclass
@@ -55,6 +65,21 @@ class Encoded:
     std_t: Tensor
     gcc: Tensor | None
     tag_tokens: Tensor | None
+    candidates: Candidates | None = None
+    candidate_tags: Tensor | None = None
+    heads: Sequence[PreparedHead] = ()
+    head_index: Tensor | None = None
+
+
+@dataclass
+class _Mixed:
+    """Of :meth:`LuSeeL._mix`, for B·Q queries."""
+
+    spectrum: Tensor   # (B·Q, 2, F, T)
+    masked: Tensor
+    chosen: Tensor
+    selection: Tensor  # (B·Q,) logits
+    trust: Tensor      # (B·Q,) logits
 
 
 def _repeat(x: Tensor, queries: int) -> Tensor:
@@ -112,6 +137,10 @@ class LuSeeL(nn.Module):
         channels = net.layer_channels
         ears = config.audio_channels
         inputs = INTERAURAL_CHANNELS if net.inputs == "interaural" else 2 * ears
+        outputs = 2 * ears
+        searching = bool(config.head_search.azimuths)
+        if searching:  # candidates in; trust and choice out
+            inputs, outputs = inputs + CANDIDATE_CHANNELS, outputs + 2
 
         def dconv(wanted: bool, width: int) -> DConv | None:
             return DConv(width, net.dconv_compress, net.dconv_depth, net.dconv_init) \
@@ -129,7 +158,7 @@ class LuSeeL(nn.Module):
                     groups=net.norm_groups, dconv=dconv(net.dconv_decoder, width), last=i == 0))
             return encoder, decoder
 
-        self.frequency_encoder, self.frequency_decoder = branch(True, inputs, 2 * ears)
+        self.frequency_encoder, self.frequency_decoder = branch(True, inputs, outputs)
         if net.time_branch:
             self.time_encoder, self.time_decoder = branch(False, ears, ears)
         if net.frequency_embedding:
@@ -159,6 +188,16 @@ class LuSeeL(nn.Module):
         if config.tagging.width:
             self.tagger = Tagger(width, config.text.embedding, config.tagging.width)
             self.tag_inject = nn.Sequential(nn.Linear(1, width), LayerScale(width, 0.1, True))
+        if searching:
+            self.head_search = HeadSearch(config)
+            self.candidate_tagger = CandidateTagger(config)
+            self.matched_localizer = MatchedLocalizer(self.head_search)
+            self.direction_trust = nn.Sequential(
+                nn.Linear(STATISTICS + 3, 32), nn.GELU(), nn.Linear(32, 1))
+            self.agreement = nn.Parameter(torch.tensor(4.0))
+            self.trust = nn.Sequential(nn.Linear(STATISTICS + 5, 32), nn.GELU(), nn.Linear(32, 1))
+            self.candidate_presence = nn.Parameter(torch.zeros(1))
+            self.audibility = nn.Parameter(torch.tensor([0.5, 4.0]))
         if config.use_localization:
             self.token_localizer = TokenLocalizer(config)
             if loc.extracted:
@@ -167,23 +206,36 @@ class LuSeeL(nn.Module):
 
     # -- the query-independent part
 
-    def encode(self, mixture: Tensor) -> Encoded:
+    def encode(self, mixture: Tensor, heads: Sequence[PreparedHead] | None = None,
+               head_index: Tensor | None = None) -> Encoded:
         """Run the audio encoders.
 
         Args:
             mixture: (B, C, N); with localization N must be ``config.window_samples``.
+            heads, head_index: whose ears heard mixture b: ``heads[head_index[b]]``. Without them
+                the head that the network brings. Only for networks that search with it.
         """
         config, net = self.config, self.config.backbone
         spectrum = stft(mixture, config.stft.n_fft, config.stft.hop)
         if net.inputs == "interaural":
             rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
             x = interaural_inputs(spectrum / (rms + 1e-5))
+            if config.head_search.azimuths:
+                heads = heads or (self.head_search.prepared(),)
+                if head_index is None:
+                    head_index = torch.zeros(len(mixture), dtype=torch.long)
+                candidates, candidate_tags, shown = self.search(
+                    spectrum / (rms + 1e-5), heads, head_index)
+                x = torch.cat([x, shown], 1)
+                candidates.images = candidates.images * (rms[..., None] + 1e-5)
             mean, std = torch.zeros_like(rms), rms
         else:
             x = torch.view_as_real(spectrum).permute(0, 1, 4, 2, 3).flatten(1, 2)
             mean, std = (f(x, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
             x = (x - mean) / (1e-5 + std)
         skips = []
+        if not config.head_search.azimuths:
+            candidates = candidate_tags = None
         for i, layer in enumerate(self.frequency_encoder):
             x = layer(x)
             if i == 0 and net.frequency_embedding:
@@ -210,7 +262,38 @@ class LuSeeL(nn.Module):
         if config.use_localization and config.use_gcc_phat:
             gcc = gcc_phat(mixture.float(), config.gcc_hop_samples, config.localization.gcc_lags)
         return Encoded(mixture, spectrum, x, skips, mean, std, xt, skips_t, lengths_t,
-                       mean_t, std_t, gcc, tag_tokens)
+                       mean_t, std_t, gcc, tag_tokens, candidates, candidate_tags,
+                       heads or (), head_index)
+
+    def search(self, spectrum: Tensor, heads: Sequence[PreparedHead], index: Tensor,
+               images: Tensor | None = None) -> tuple[Candidates, Tensor, Tensor]:
+        """Search with the head's responses.
+
+        Args:
+            spectrum: (B, 2, F, T) complex, of RMS 1.
+            heads, index: see :meth:`encode`.
+            images: (B, 2, 2, F, T) to be taken for the candidates' instead of those found.
+        Returns:
+            what was found, the candidates' tags (B, 2, W), and what the encoder is shown
+            (B, 3, F, T).
+        """
+        with torch.autocast(spectrum.device.type, enabled=False):
+            found = self.head_search.forward_heads(spectrum, heads, index)
+            if images is not None:
+                found.images = images
+            if self.training:  # neither place may mean anything
+                swap = torch.rand(len(spectrum), device=spectrum.device) < 0.5
+                order = torch.stack([swap.long(), 1 - swap.long()], 1)
+                rows = torch.arange(len(spectrum), device=spectrum.device)[:, None]
+                found.images = found.images[rows, order]
+                found.azimuth = found.azimuth[rows, order]
+            power = found.images.abs().square().sum(2)                     # B 2 F T
+            features = self.candidate_tagger.features(
+                power, spectrum.abs().square().sum(1, keepdim=True))
+            log = 0.5 * torch.log(power + 1e-8)
+            shown = torch.cat([log / 4.0, ((log[:, :1] - log[:, 1:]) / 2.0).clamp(-3, 3)], 1)
+        tags = self.candidate_tagger(features).float().unflatten(0, (-1, 2))
+        return found, tags, shown
 
     def _shared(self, x: Tensor) -> Tensor:
         if not self.shared_layers:
@@ -240,7 +323,7 @@ class LuSeeL(nn.Module):
         if config.tagging.width:
             sentence = Tagger.sentence(tokens, mask)
             similarity = self.tagger.similarity(encoded.tag_tokens, sentence)  # B L Q
-            presence = self.tagger.presence(similarity)
+            presence = self.presence(similarity, encoded.candidate_tags, sentence)
             match = similarity.transpose(1, 2).flatten(0, 1)[..., None]        # B·Q L 1
             injected = self.tag_inject(match).view(
                 batch * queries, x.shape[3], x.shape[2], -1)
@@ -261,7 +344,18 @@ class LuSeeL(nn.Module):
             if config.transformer.film_skips:
                 skip = self.film_skips[i](skip, text, channel_dim=1)
             x = layer(x, skip, sizes[-1 - i])
-        spectrum = self._output_spectrum(x.float(), encoded, queries)
+        selection = mixed = None
+        x = x.float()
+        if encoded.candidates is not None:
+            match = self.candidate_tagger.similarity(encoded.candidate_tags, sentence)  # B 2 Q
+            with torch.autocast(x.device.type, enabled=False):
+                mixed = self._mix(x, encoded, queries, (match[:, 0] - match[:, 1]).flatten())
+            gain, bias = self.audibility
+            heard = torch.sigmoid(gain * presence + bias).flatten()
+            spectrum = mixed.spectrum * heard[:, None, None, None]
+            selection = mixed.selection
+        else:
+            spectrum = self._output_spectrum(x, encoded, queries)
         samples = encoded.mixture.shape[-1]
         audio = istft(spectrum, config.stft.n_fft, config.stft.hop, samples)
         if net.time_branch:
@@ -280,6 +374,9 @@ class LuSeeL(nn.Module):
                     spectrum = stft(audio, config.stft.n_fft, config.stft.hop)
                 with torch.autocast(audio.device.type, enabled=False):
                     doa = token_doa + self.extracted_localizer(spectrum)
+            if encoded.candidates is not None:
+                with torch.autocast(audio.device.type, enabled=False):
+                    doa = doa + self._searched_doa(spectrum, encoded, queries, mixed)
         shape = (batch, queries)
         return LuSeeLOutput(
             audio=audio.unflatten(0, shape),
@@ -287,7 +384,80 @@ class LuSeeL(nn.Module):
             token_doa_logits=None if token_doa is None else token_doa.unflatten(0, shape),
             tag_tokens=encoded.tag_tokens,
             presence_logits=presence,
+            candidates=encoded.candidates,
+            candidate_tags=encoded.candidate_tags,
+            selection_logits=None if mixed is None else selection.unflatten(0, shape),
+            trust_logits=None if mixed is None else mixed.trust.unflatten(0, shape),
+            masked=None if mixed is None else mixed.masked.unflatten(0, shape),
+            chosen=None if mixed is None else mixed.chosen.unflatten(0, shape),
         )
+
+    def presence(self, similarity: Tensor, candidate_tags: Tensor | None, sentence: Tensor
+                 ) -> Tensor:
+        """Logits that a phrase's sound is there.
+
+        Args:
+            similarity: (B, L, K) of the tokens with the phrases.
+            candidate_tags: (B, 2, W) or None.
+            sentence: (K, E) or (B, K, E).
+        Returns:
+            (B, K).
+        """
+        logits = self.tagger.presence(similarity)
+        if candidate_tags is not None:
+            match = self.candidate_tagger.similarity(candidate_tags, sentence)
+            logits = logits + self.candidate_presence * torch.logsumexp(match, 1)
+        return logits
+
+    def _searched_doa(self, spectrum: Tensor, encoded: Encoded, queries: int, mixed: "_Mixed"
+                      ) -> Tensor:
+        """(B·Q, 360) logits: the match of the extracted ears with the head's directions, and the
+        chosen candidate's direction as far as the search is to be trusted."""
+        found = encoded.candidates
+        index = _repeat(encoded.head_index, queries)
+        logits = self.matched_localizer(
+            spectrum, [head.match_forms for head in encoded.heads], index,
+            _repeat(found.evidence, queries))
+        trust = mixed.trust.detach()
+        clear = torch.stack([trust.clamp(-10, 10) / 3,
+                             mixed.selection.detach().abs().clamp(max=10) / 3,
+                             trust.sigmoid()], 1)
+        weight = F.softplus(self.direction_trust(
+            torch.cat([_repeat(found.statistics, queries), clear], 1)) - 1.0)
+        bins = torch.arange(AZIMUTH_BINS, device=spectrum.device)
+        distance = (bins - found.azimuth[..., None] + 180) % 360 - 180     # B 2 360
+        bump = _repeat(torch.exp(-distance.square() / 10.0), queries)
+        first = torch.sigmoid(mixed.selection)[:, None]
+        prior = first * bump[:, 0] + (1 - first) * bump[:, 1]
+        return logits + weight * torch.log(prior + 3e-3)
+
+    def _mix(self, x: Tensor, encoded: Encoded, queries: int, selection: Tensor) -> "_Mixed":
+        """The masked mixture or a candidate, bin by bin.
+
+        Which candidate: what their tags say (``selection``, (B·Q,)), and which one the masked
+        mixture agrees with. Whether: how clear the search's outcome is, and the same agreement.
+        """
+        masked = self._output_spectrum(x[:, :-2], encoded, queries)
+        images = _repeat(encoded.candidates.images, queries)               # B·Q 2 2 F T
+        with torch.no_grad():
+            flat, both = masked.flatten(1), images.flatten(2)
+            product = torch.einsum("bkn,bn->bk", both, flat.conj()).abs().square()
+            level, levels = flat.abs().square().sum(1), both.abs().square().sum(2)
+            agreement = product / (level[:, None] * levels + 1e-12)        # B·Q 2
+        selection = selection + self.agreement * (agreement[:, 0] - agreement[:, 1])
+        picked = torch.sigmoid(selection.detach())
+        ratio = torch.log((picked * levels[:, 0] + (1 - picked) * levels[:, 1] + 1e-10)
+                          / (level + 1e-10))
+        features = torch.cat([
+            _repeat(encoded.candidates.statistics, queries), agreement.amax(1, keepdim=True),
+            agreement.sum(1, keepdim=True), ratio[:, None].clamp(-6, 6) / 3,
+            selection.detach().abs().clamp(max=10)[:, None] / 3,
+            (picked * agreement[:, 0] + (1 - picked) * agreement[:, 1])[:, None]], 1)
+        trust = self.trust(features)[:, 0]
+        share = torch.sigmoid(x[:, -2] + trust[:, None, None])[:, None]
+        first = torch.sigmoid(x[:, -1] + selection[:, None, None])[:, None]
+        chosen = first * images[:, 0] + (1 - first) * images[:, 1]
+        return _Mixed((1 - share) * masked + share * chosen, masked, chosen, selection, trust)
 
     def _output_spectrum(self, x: Tensor, encoded: Encoded, queries: int) -> Tensor:
         """(B·Q, 2·C, F, T) decoder output → (B·Q, C, F, T) complex."""
@@ -299,14 +469,17 @@ class LuSeeL(nn.Module):
         std, mean = (_repeat(v, queries)[..., None] for v in (encoded.std, encoded.mean))
         return torch.view_as_complex((x * std + mean).contiguous())
 
-    def forward(self, mixture: Tensor, tokens: Tensor, mask: Tensor) -> LuSeeLOutput:
+    def forward(self, mixture: Tensor, tokens: Tensor, mask: Tensor,
+                heads: Sequence[PreparedHead] | None = None,
+                head_index: Tensor | None = None) -> LuSeeLOutput:
         """
         Args:
             mixture: (B, C, N) float, full scale ±1.
             tokens: (B, Q, L, E) frozen token embeddings of Q queries per mixture.
             mask: (B, Q, L) bool, True at real tokens.
+            heads, head_index: see :meth:`encode`.
         """
-        return self.extract(self.encode(mixture), tokens, mask)
+        return self.extract(self.encode(mixture, heads, head_index), tokens, mask)
 
     def likelihood(self, logits: Tensor) -> Tensor:
         """DoA logits (…, 360) → likelihood in [0, 1] over azimuth, 1 where it is certain.

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import Point, Vector3
+from geometry_msgs.msg import Point, PoseStamped, Vector3
 from luseel.msg import AudioChunk, SoundEvent
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker
@@ -22,7 +22,7 @@ from luseel_model.angles import circular_std, to_rep103
 from luseel_model.errors import AudioError
 from luseel_model.streaming import MAX_RATE, MIN_RATE
 
-NANOSECONDS = 1_000_000_000
+from .timeline import NANOSECONDS, samples_to_ns  # noqa: F401  (for those who convert)
 
 RING_RADIUS = 0.5  # [m] of the likelihood ring where the likelihood is 0 ...
 RING_HEIGHT = 0.5  # [m] ... and how much further out it is where the likelihood is 1
@@ -45,6 +45,25 @@ def chunk_to_array(chunk: AudioChunk) -> np.ndarray:
     if not chunk.samples:
         raise AudioError("a chunk without samples")
     return np.frombuffer(chunk.samples, np.float32).reshape(-1, 2).T
+
+
+def check_block(block) -> None:
+    """Whether an `AudioBlock` is binaural audio that a stream can take.
+
+    Raises:
+        AudioError: it isn't, and why. Values that are not finite are left to the stream, which
+            counts them.
+    """
+    if block.query_id:
+        raise AudioError("it is an extraction (query_id is set), not raw audio; is the topic "
+                         "'audio' remapped to an output?")
+    if block.samples.ndim != 2 or block.samples.shape[1] != 2:
+        channels = block.samples.shape[1] if block.samples.ndim == 2 else 1
+        raise AudioError(f"{channels} channel(s): binaural audio has two, [left, right]")
+    if not MIN_RATE <= block.sample_rate <= MAX_RATE:
+        raise AudioError(f"sample rate {block.sample_rate} Hz: expected {MIN_RATE} to {MAX_RATE}")
+    if not len(block.samples):
+        raise AudioError("a message without samples")
 
 
 def array_to_chunk(audio: np.ndarray, sample_rate: int, first_sample: int, header: Header,
@@ -72,14 +91,44 @@ def ns_to_time(nanoseconds: int) -> Time:
 
 def add_samples(stamp: Time, samples: int, sample_rate: int) -> Time:
     """The stamp `samples` (of either sign) later, exact to the nanosecond (rounded once)."""
-    shift, rest = divmod(int(samples) * NANOSECONDS, int(sample_rate))
-    return ns_to_time(time_to_ns(stamp) + shift + (2 * rest >= sample_rate))
+    return ns_to_time(time_to_ns(stamp) + samples_to_ns(samples, sample_rate))
 
 
 def seconds_to_duration(seconds: float) -> Duration:
     """A Duration of that length, to the nanosecond."""
     sec, nanosec = divmod(round(seconds * NANOSECONDS), NANOSECONDS)
     return Duration(sec=sec, nanosec=nanosec)
+
+
+def duration_to_ns(duration: Duration) -> int:
+    """Nanoseconds of a Duration, of either sign."""
+    return duration.sec * NANOSECONDS + duration.nanosec
+
+
+def quaternion(roll: float, pitch: float, yaw: float) -> tuple[float, float, float, float]:
+    """x, y, z, w of a rotation about the fixed axes x, y, z in this order (REP-103), in radians."""
+    x, y, z, w = 0.0, 0.0, 0.0, 1.0
+    for axis, angle in enumerate((roll, pitch, yaw)):
+        turn = [0.0, 0.0, 0.0]
+        turn[axis], c = math.sin(angle / 2), math.cos(angle / 2)
+        a, b, d = turn  # the later rotation stands on the left of the product
+        x, y, z, w = (c * x + a * w + b * z - d * y, c * y + b * w + d * x - a * z,
+                      c * z + d * w + a * y - b * x, c * w - a * x - b * y - d * z)
+    return x, y, z, w
+
+
+def direction_pose(event: SoundEvent, header: Header) -> PoseStamped | None:
+    """The direction of an event as a pose: at the microphones, x pointing to the sound.
+
+    The position is always 0: the range is unknown, so that there is no place to tell. None without
+    a direction (NaN).
+    """
+    if not math.isfinite(event.azimuth):
+        return None
+    pose = PoseStamped(header=header)
+    out = pose.pose.orientation
+    out.x, out.y, out.z, out.w = quaternion(0.0, 0.0, float(event.azimuth))
+    return pose
 
 
 def unit_vector(azimuth: float) -> Vector3:

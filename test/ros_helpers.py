@@ -143,7 +143,7 @@ class Peer:
     def ask(self, text):
         self.query.publish(String(data=text))
 
-    def service(self, kind, name, request, timeout=10.0):
+    def service(self, kind, name, request, timeout=30.0):
         client = self.node.create_client(kind, f"{self.name}/{name}")
         try:
             assert self.until(client.service_is_ready, timeout), f"no service {name}"

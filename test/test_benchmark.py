@@ -10,10 +10,12 @@ from yaml import safe_dump
 
 from luseel_model import benchmark as module
 from luseel_model import cli
-from luseel_model.benchmark import QUERIES, Benchmark, QueryTiming, RandomText, benchmark, untrained
+from luseel_model.benchmark import (
+    QUERIES, Benchmark, ProfileTiming, QueryTiming, RandomText, benchmark, untrained)
 from luseel_model.checkpoint import save_checkpoint
 from luseel_model.errors import LuseelError
 from luseel_model.inference import Extractor
+from luseel_model.streaming import Profile
 
 
 @pytest.fixture
@@ -21,49 +23,78 @@ def model():
     return Extractor(make_network(changed("tiny")), text=minilm())
 
 
-def test_times_are_of_the_calls(model, monkeypatch):
-    """A clock that only infer_window moves: 10 ms a call and 5 ms a query."""
+@pytest.fixture
+def no_bfloat16(monkeypatch):
+    monkeypatch.setattr("luseel_model.streaming.fast_precision", lambda device: "float32")
+
+
+def fake_clock(model, monkeypatch, seconds):
+    """A clock that only infer_window moves, by seconds(queries); the calls -> list."""
     clock, calls = [0.0], []
 
     def infer_window(window, queries):
         assert window.shape == (2, model.window_samples) and window.std() > 0.01
-        calls.append(list(queries))
-        clock[0] += 0.01 + 0.005 * len(queries)
+        fast = torch.is_autocast_enabled("cpu")
+        calls.append((fast, list(queries)))
+        clock[0] += seconds(queries, fast)
 
     monkeypatch.setattr(model, "infer_window", infer_window)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    return calls
+
+
+def test_times_are_of_the_calls(model, monkeypatch, no_bfloat16):
+    """10 ms a call and 5 ms a query."""
+    calls = fake_clock(model, monkeypatch, lambda queries, fast: 0.01 + 0.005 * len(queries))
     result = benchmark(model, rounds=4, progress=False)
-    np.testing.assert_allclose([t.p50 for t in result.timings], [0.015, 0.02, 0.025])
-    np.testing.assert_allclose([t.p95 for t in result.timings], [0.015, 0.02, 0.025])
-    assert result.separate_p50 == pytest.approx(0.045)
-    assert result.sharing_gain == pytest.approx(1.8)
-    one = [list(QUERIES[:n]) for n in (1, 2, 3)]
-    assert calls == one + 4 * (one + [[query] for query in QUERIES])  # side by side
+    assert [t.queries for t in result.timings] == [1, 3, 8]
+    np.testing.assert_allclose([t.p50 for t in result.timings], [0.015, 0.025, 0.05])
+    np.testing.assert_allclose([t.p95 for t in result.timings], [0.015, 0.025, 0.05])
+    assert result.separate_p50 == pytest.approx(0.12)
+    assert result.sharing_gain == pytest.approx(2.4)
+    one = [(False, list(QUERIES[:n])) for n in (1, 3, 8)]
+    alone = [(False, [query]) for query in QUERIES]
+    assert calls == one + 4 * (one + alone)  # side by side
 
 
-def test_percentiles(model, monkeypatch):
+def test_profiles_are_timed_in_their_precision(model, monkeypatch):
+    monkeypatch.setattr("luseel_model.streaming.fast_precision", lambda device: "bfloat16")
+    monkeypatch.setattr(module, "PROFILES", {
+        "fast": Profile(0.2, 0.05, 0.05), "exact": Profile(0.3, 0.1, 0.1, "float32"),
+        "long": Profile(0.4, 0.1, 0.1)})  # longer than the window of 0.5 s
+    fake_clock(model, monkeypatch, lambda queries, fast: len(queries) * (0.01 if fast else 0.03))
+    result = benchmark(model, rounds=2, counts=(1, 2, 99), progress=False)
+    assert [t.p50 for t in result.timings] == pytest.approx([0.03, 0.06])  # float32
+    assert [p.profile for p in result.profiles] == ["fast", "exact"]
+    for profile, precision, times in zip(result.profiles, ("bfloat16", "float32"),
+                                         ([0.01, 0.02], [0.03, 0.06])):
+        assert profile.precision == precision
+        assert [t.p95 for t in profile.timings] == pytest.approx(times)
+    assert (result.profiles[0].latency, result.profiles[1].latency) == (0.3, 0.5)
+
+
+def test_percentiles(model, monkeypatch, no_bfloat16):
     """Warm-up, then 20 rounds of a call and the same alone: 19 of 0.1 s and one of 1 s."""
-    clock, seconds = [0.0], iter([5.0] + [0.1, 0.1] * 19 + [1.0, 1.0])
-
-    def infer_window(window, queries):
-        clock[0] += next(seconds)
-
-    monkeypatch.setattr(model, "infer_window", infer_window)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    seconds = iter([5.0] + [0.1, 0.1] * 19 + [1.0, 1.0])
+    fake_clock(model, monkeypatch, lambda queries, fast: next(seconds))
     (timing,) = benchmark(model, rounds=20, queries=QUERIES[:1], progress=False).timings
     assert timing.p50 == pytest.approx(0.1) and timing.p95 == pytest.approx(0.145)
 
 
 def test_report():
     result = Benchmark("net", 5_800_000, 2.0, "Some CPU", 2, 0.5, 30,
-                       [QueryTiming(1, 0.1, 0.12), QueryTiming(2, 0.2, 0.6)], 0.3, "A note.")
+                       [QueryTiming(1, 0.1, 0.12), QueryTiming(2, 0.2, 0.6)], 0.3, "A note.",
+                       [ProfileTiming("quick", "bfloat16", 0.25, 0.05, 0.35,
+                                      [QueryTiming(1, 0.05, 0.1)])])
     text = result.markdown()
     assert "net, 5.8 M parameters, windows of 2 s, on Some CPU, 2 threads; 30 rounds" in text
     assert "| 1 | 100.0 ms | 120.0 ms | 20.0% | 24.0% |" in text
     assert "2 queries in one call: 200.0 ms; in 2 calls: 300.0 ms, 1.50 times as long" in text
+    assert "| quick | 0.25 s | 0.05 s | 0.35 s | bfloat16 | 50 / 100 ms, 40% |" in text
     assert "Slower than real time with 2 queries" in text and text.endswith("\n\nA note.")
     report = result.to_dict()
     assert report["timings"][1]["real_time_factor_p95"] == pytest.approx(1.2)
+    assert report["profiles"][0]["timings"][0]["real_time_factor_p95"] == pytest.approx(0.4)
     assert report["sharing_gain"] == pytest.approx(1.5)
     assert json.loads(json.dumps(report)) == report
 
@@ -86,7 +117,7 @@ def test_minilm_is_used_as_configured(monkeypatch):
 
 @pytest.mark.parametrize("changes, said", [
     ({"rounds": 0}, "rounds must be 1 or more"), ({"hop": 0}, "hop must be above 0"),
-    ({"hop": float("nan")}, "hop must be above 0")])
+    ({"hop": float("nan")}, "hop must be above 0"), ({"queries": ()}, "no number of queries")])
 def test_mistakes(model, changes, said):
     with pytest.raises(LuseelError, match=said):
         benchmark(model, **changes)
@@ -102,7 +133,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "net" and report["note"] == ""
     assert report["parameters"] == network.parameter_count()
-    assert [t["queries"] for t in report["timings"]] == [1, 2, 3]
+    assert [t["queries"] for t in report["timings"]] == [1, 3, 8]
     assert all(0 < t["p50"] <= t["p95"] for t in report["timings"])
     (tmp_path / "small.yaml").write_text(safe_dump(TINY))
     assert cli.main([*arguments, "--untrained", "--config", "small.yaml", "--threads", "1"]) == 0

@@ -216,8 +216,9 @@ def test_a_list_of_queries_equals_single_ones(model, monkeypatch):
     singles = [model.extract(audio, RATE, query) for query in queries]
     encoded = []
     encode = model.network.encode
-    monkeypatch.setattr(model.network, "encode",
-                        lambda mixture: encoded.append(len(mixture)) or encode(mixture))
+    monkeypatch.setattr(
+        model.network, "encode",
+        lambda mixture, *heads: encoded.append(len(mixture)) or encode(mixture, *heads))
     together = model.extract(audio, RATE, queries)
     assert sum(encoded) == len(singles[0].windows)  # the audio encoders ran once
     assert [r.query for r in together] == queries

@@ -13,9 +13,14 @@ from training.metrics import (
     batch_metrics,
     bootstrap,
     bootstrap_auroc,
+    bootstrap_auroc_difference,
     chance_levels,
     front_back_confusion,
+    interaural_errors,
+    interaural_level_difference,
+    interaural_time_difference,
     level_below_mixture,
+    oracle_mask,
     sdr_per_ear_mean,
 )
 
@@ -204,3 +209,107 @@ def test_sdr_on_several_threads():
         torch.set_num_threads(threads)
     # the 512-tap filter explains a part of the noise: 0 dB for the plain signal-to-noise ratio
     assert value.shape == (3,) and ((value > 0) & (value < 3)).all()
+
+
+# What two ears hear apart
+
+
+def delayed(samples, rate=16000, seed=0, high=6000.0):
+    """White noise up to `high` Hz, and the same later by a fraction of a sample."""
+    noise = np.random.default_rng(seed).normal(size=32000)
+    spectrum = np.fft.rfft(noise)
+    frequency = np.fft.rfftfreq(32000, 1 / rate)
+    spectrum[frequency > high] = 0
+    later = np.fft.irfft(spectrum * np.exp(-2j * np.pi * frequency * samples / rate))
+    return torch.tensor(np.stack([np.fft.irfft(spectrum), later]), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("samples", [0.0, 3.0, -7.4, 10.25])
+def test_time_difference_of_a_known_delay(samples):
+    found = interaural_time_difference(delayed(samples))
+    assert found.item() == pytest.approx(samples / 16000 * 1e6, abs=2.0)  # right ear later: left
+    quiet = interaural_time_difference(1e-6 * delayed(samples))
+    assert quiet.item() == pytest.approx(found.item(), abs=0.1)
+
+
+def test_time_difference_of_a_measured_head():
+    """3 a / c sin(azimuth), the delay around a rigid sphere at low frequencies (Kuhn, 1977)."""
+    from scipy.signal import fftconvolve
+
+    from training.heads import load_head
+
+    head = load_head("mit_kemar")
+    noise = np.random.default_rng(0).normal(size=16000)
+    azimuth = np.array([0, 45, 90, 135, 200, 300])
+    heard = torch.tensor(np.stack([fftconvolve(noise[None], head.hrir[a].numpy(), axes=-1)
+                                   for a in azimuth]), dtype=torch.float32)
+    sphere = 1e6 * 3 * 0.0875 / 343 * np.sin(np.deg2rad(azimuth))
+    assert interaural_time_difference(heard).numpy() == pytest.approx(sphere, abs=90)
+
+
+def test_sounds_without_low_frequencies_have_no_time_difference():
+    high = torch.stack([torch.sin(3000 * TIME.repeat(4)), torch.cos(3000 * TIME.repeat(4))])
+    assert torch.isnan(interaural_time_difference(high, sample_rate=16000))  # 12 kHz: none below
+    assert torch.isnan(interaural_time_difference(torch.zeros(2, 4000)))
+
+
+def test_level_difference():
+    signal = tone(50)
+    ratio = torch.stack([2 * signal[0], 0.2 * signal[1]])
+    assert interaural_level_difference(ratio).item() == pytest.approx(20.0, abs=1e-3)
+    one_ear = torch.stack([signal[0], 0 * signal[1]])
+    assert interaural_level_difference(one_ear).item() == pytest.approx(100.0, abs=1e-3)
+    assert torch.isnan(interaural_level_difference(0 * signal))
+
+
+def test_interaural_errors():
+    target = delayed(4.0)
+    estimate = torch.stack([0.5 * target[0], delayed(6.0)[1]])
+    found = interaural_errors(estimate, target)
+    assert found["delta_itd_us"].item() == pytest.approx(125.0, abs=2.0)
+    assert found["delta_ild_db"].item() == pytest.approx(6.02, abs=0.01)
+    perfect = interaural_errors(target, target)
+    assert perfect["delta_itd_us"].item() == perfect["delta_ild_db"].item() == 0.0
+    inverted = target * torch.tensor([[-1.0], [1.0]])
+    result = interaural_errors(torch.stack([target, inverted, -target, 0 * target]),
+                               target.expand(4, -1, -1))
+    assert result["in_phase"][:3].tolist() == [1, 0, 0] and torch.isnan(result["in_phase"][3])
+    assert result["delta_itd_us"][1].item() > 200 and result["delta_ild_db"][1].item() == 0.0
+    # SI-SNR, and so the extraction's main figure, is blind to it
+    assert batch_metrics(inverted[None], target[None], target[None])["si_snr"].item() > 50
+
+
+# Oracle masks
+
+
+def test_oracle_masks_of_known_mixtures():
+    # Sounds in different halves of the spectrum: a mask that knows them loses nothing.
+    low = delayed(0.0, high=2500.0)
+    high = delayed(0.0, seed=1) - delayed(0.0, seed=1, high=3500.0)
+    for binary in (False, True):
+        apart = batch_metrics(oracle_mask(low[None], high[None, None], binary), low[None],
+                              (low + high)[None])
+        assert apart["si_snr"].item() > 25
+    # Sounds with equal magnitudes everywhere: the ratio mask is 1/2 of their sum.
+    one = delayed(0.0)
+    half = oracle_mask(one[None], one[None, None])
+    assert half[0].numpy() == pytest.approx(one.numpy(), abs=1e-4 * one.abs().max().item())
+    # For independent noises of one level: the ratio mask helps by some dB, not by 20.
+    other = delayed(0.0, seed=2)
+    found = batch_metrics(oracle_mask(one[None], other[None, None]), one[None],
+                          (one + other)[None])
+    assert 3 < found["si_snri"].item() < 12
+
+
+# Differences
+
+
+def test_auroc_difference():
+    present = np.arange(60) % 3 > 0
+    clusters = np.arange(60) // 3
+    perfect = np.where(present, 0.9, 0.1)
+    value = bootstrap_auroc_difference(np.full(60, 0.5), perfect, present, clusters, 100)
+    assert (value.mean, value.low, value.high, value.clusters) == (0.5, 0.5, 0.5, 20)
+    same = bootstrap_auroc_difference(perfect, perfect, present, clusters, 100)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert math.isnan(bootstrap_auroc_difference([0.5], [0.5], [True], [0]).mean)

@@ -17,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MESSAGES = {path.stem: path.read_text() for path in sorted((ROOT / "msg").glob("*.msg"))}
+SERVICES = {path.stem: path.read_text() for path in sorted((ROOT / "srv").glob("*.srv"))}
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 
 
@@ -54,9 +55,10 @@ def test_package_xml_is_one_that_colcon_takes_for_ament_cmake():
 
 def test_package_xml_names_what_the_messages_and_the_node_use():
     declared = {entry.text for entry in PACKAGE if entry.tag.endswith("depend")}
-    used = set(re.findall(r"^(\w+)/\w+", "\n".join(MESSAGES.values()), re.M))
+    used = set(re.findall(r"^(\w+)/\w+", "\n".join([*MESSAGES.values(), *SERVICES.values()]), re.M))
     ros = {"rclpy", "lifecycle_msgs", "visualization_msgs", "rcl_interfaces", "std_msgs",
-           "geometry_msgs", "builtin_interfaces", "launch", "launch_ros", "ament_index_python"}
+           "diagnostic_msgs", "tf2_msgs", "rosgraph_msgs", "geometry_msgs", "builtin_interfaces", "launch",
+           "launch_ros", "ament_index_python"}
     used |= ros & imported(ROOT / "luseel_ros") | ros & imported(ROOT / "launch")
     assert used <= declared
 
@@ -64,14 +66,17 @@ def test_package_xml_names_what_the_messages_and_the_node_use():
 def test_every_message_is_built():
     listed = re.findall(r'"msg/(\w+)\.msg"', (ROOT / "CMakeLists.txt").read_text())
     assert sorted(listed) == sorted(MESSAGES)
+    listed = re.findall(r'"srv/(\w+)\.srv"', (ROOT / "CMakeLists.txt").read_text())
+    assert sorted(listed) == sorted(SERVICES)
 
 
 # -- messages -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", sorted(MESSAGES))
+@pytest.mark.parametrize("name", sorted(MESSAGES) + sorted(SERVICES))
 def test_every_field_is_documented(name):
     """A comment right above it, or above the group of fields it stands in."""
-    blocks = re.split(r"\n\s*\n", MESSAGES[name].strip())
+    text = MESSAGES.get(name) or SERVICES[name].replace("---\n", "\n")
+    blocks = re.split(r"\n\s*\n", text.strip())
     undocumented = [
         block for block in blocks
         if not block.startswith("#") and any(not line.startswith("#") for line in block.split("\n"))]
@@ -101,6 +106,11 @@ def test_fields_of_the_built_messages():
         "likelihood": "float[360]", "processing_time": "builtin_interfaces/Duration"}
     assert fields["SoundEventArray"] == {
         "header": "std_msgs/Header", "events": "sequence<luseel/SoundEvent>"}
+    assert fields["Query"] == {
+        "action": "uint8", "id": "string", "text": "string", "threshold": "float",
+        "lifetime": "builtin_interfaces/Duration"}
+    assert fields["QueryArray"] == {
+        "header": "std_msgs/Header", "queries": "sequence<luseel/Query>"}
 
 
 # -- data files -----------------------------------------------------------------------------------
@@ -181,8 +191,8 @@ def test_without_ros_the_wheel_holds_all_modules_and_data(plain_wheel):
 def test_scripts_name_functions_that_exist():
     text = (ROOT / "setup.py").read_text()
     scripts = re.findall(r'"([\w-]+) = ([\w.]+):(\w+)"', text)
-    assert {"luseel", "luseel_node", "luseel_demo", "luseel-train", "luseel-evaluate",
-            "luseel-corpus", "luseel-heads"} == {script for script, _, _ in scripts}
+    assert {"luseel", "luseel_node", "luseel_demo", "luseel_capture", "luseel-train",
+            "luseel-evaluate", "luseel-corpus", "luseel-heads"} == {script for script, _, _ in scripts}
     for script, module, function in scripts:
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, \
@@ -227,22 +237,43 @@ def test_model_needs_no_training_requirements():
 # -- parameters, launch file, RViz ----------------------------------------------------------------
 
 def node_parameters():
-    """PARAMETERS of the node as {name: default}, read without importing it."""
-    tree = ast.parse((ROOT / "luseel_ros" / "node.py").read_text())
+    """PARAMETERS of the node as {name: default}, read without importing them."""
+    tree = ast.parse((ROOT / "luseel_ros" / "parameters.py").read_text())
     table = next(node.value for node in tree.body if isinstance(node, ast.Assign)
                  and getattr(node.targets[0], "id", "") == "PARAMETERS")
-    return {ast.literal_eval(key): ast.literal_eval(value.elts[0])
+    return {ast.literal_eval(key): ast.literal_eval(value.args[0])
             for key, value in zip(table.keys, table.values)}
+
+
+def flat(parameters, prefix=""):
+    """Nested parameters with their full names, as ROS reads them."""
+    for name, value in parameters.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def test_parameter_file_holds_the_defaults_of_the_node():
     text = (ROOT / "config" / "luseel.yaml").read_text()
-    parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
-    expected = node_parameters()
+    nested = yaml.safe_load(text)["/**"]["ros__parameters"]
+    parameters, expected = dict(flat(nested)), node_parameters()
     assert parameters == expected
     for name, value in parameters.items():  # ROS refuses 4 for a parameter that is a float
         assert type(value) is type(expected[name]), name
-        assert re.search(rf"#[^\n]*\n    {name}:", text), f"{name} has no comment above it"
+    # a comment above each, or above the group that it stands in
+    for group in re.split(r"\n\s*\n|(?=\n    #)", text.split("ros__parameters:")[1]):
+        names = re.findall(r"\n    (\w+):", group)
+        assert len(names) <= 2 and (not names or "#" in group), group
+
+
+def test_the_parameters_are_documented():
+    text = (ROOT / "docs" / "node.md").read_text()
+    documented = {name for row in re.findall(r"^\| (`.*?) \|", text, re.M)
+                  for name in re.findall(r"`([\w.]+)`", row)}
+    for name in node_parameters():
+        group, _, last = name.rpartition(".")
+        assert name in documented or group and f".{last}" in documented, name
 
 
 def test_ros_reads_the_parameter_file_and_the_launch_file_overrules_it(tmp_path):
@@ -313,7 +344,9 @@ def test_launch_file(monkeypatch):
         return [record for record in made if record.kind == name]
 
     declared = {record.args[0]: record.kwargs for record in kind("DeclareLaunchArgument")}
-    assert set(declared) == {"namespace", "params_file", "audio_topic", "query_topic", "log_level"}
+    assert set(declared) == {
+        "namespace", "node_name", "params_file", "audio_topic", "query_topic", "use_sim_time",
+        "log_level"}
     assert {record.args[0] for record in kind("LaunchConfiguration")} == set(declared)
     assert all(options["description"] for options in declared.values())
     assert Path(declared["params_file"]["default_value"]).is_file()
@@ -323,11 +356,12 @@ def test_launch_file(monkeypatch):
     assert (ROOT / "scripts" / node.kwargs["executable"]).is_file()
     # LifecycleNode's own autostart argument does not exist in Jazzy.
     assert "autostart" not in node.kwargs
-    assert node.kwargs["parameters"][-1] == {"autostart": False}
+    assert node.kwargs["parameters"][-1]["autostart"] is False
     assert "autostart" in node_parameters()
-    source = (ROOT / "luseel_ros" / "node.py").read_text()
+    source = "".join((ROOT / "luseel_ros" / f"{name}.py").read_text() for name in (
+        "node", "queries"))
     for topic, _ in node.kwargs["remappings"]:
-        assert re.search(rf'create_subscription\(\s*\w+, "{topic}"', source), topic
+        assert re.search(rf'(create_subscription|AudioReader)\([^)]*"{topic}"', source), topic
 
     # configure at the start; activate when that has succeeded, and at no other time
     handler, = kind("OnStateTransition")
@@ -350,15 +384,15 @@ def test_launch_file_with_the_real_launch():
     from launch import LaunchContext
     source = PythonLaunchDescriptionSource(str(ROOT / "launch" / "luseel.launch.py"))
     description = source.get_launch_description(LaunchContext())
-    assert len(description.get_launch_arguments()) == 5
+    assert len(description.get_launch_arguments()) == 7
 
 
 def test_rviz_shows_the_markers_of_the_node():
     rviz = yaml.safe_load((ROOT / "config" / "luseel.rviz").read_text())["Visualization Manager"]
     topics = {display["Class"].split("/")[1]: display.get("Topic", {}).get("Value")
               for display in rviz["Displays"]}
-    assert topics["MarkerArray"] == "/luseel/markers"
-    assert '"~/markers"' in (ROOT / "luseel_ros" / "node.py").read_text()
+    assert topics["MarkerArray"] == "/luseel/markers" and topics["Pose"] == "/luseel/pose"
+    assert '"~/markers"' in (ROOT / "luseel_ros" / "outputs.py").read_text()
     assert rviz["Global Options"]["Fixed Frame"]
 
 

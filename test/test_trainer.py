@@ -498,3 +498,45 @@ def test_command(settings, tmp_path, capsys):
     assert "there are:" in capsys.readouterr().err
     assert train.main([*arguments, "--init", "gone.safetensors"]) == 2
     assert "no checkpoint at gone" in capsys.readouterr().err
+
+
+# -- sounds that aren't there, and the search with the head's responses
+
+def test_absent_sounds_are_asked_for_and_silenced(settings, tmp_path):
+    """Every third query is for a sound that isn't there: its term is logged and falls."""
+    config = config_of(settings, steps=25, tag_steps=0, log_every=5,
+                       data={"absent_share": 1.0, "simulation": {"n_sources": [1]}},
+                       loss={"absent": 1.0, "si_snr": 0.0, "magnitude": 0.0, "doa": 0.0,
+                             "doa_tokens": 0.0, "dense_tags": 0.0, "clip_tags": 0.0,
+                             "presence": 0.0})
+    with pytest.raises(ConfigError, match="no weight above 0"):
+        Trainer(config, tmp_path / "none")
+    config = config_of(settings, steps=25, tag_steps=0, log_every=5,
+                       data={"absent_share": 1.0, "simulation": {"n_sources": [1]}},
+                       loss={"absent": 1.0, "magnitude": 1e-9, "si_snr": 0.0, "doa": 0.0,
+                             "doa_tokens": 0.0, "dense_tags": 0.0, "clip_tags": 0.0,
+                             "presence": 0.0})
+    Trainer(config, tmp_path / "run").run()
+    with open(tmp_path / "run" / "log.csv") as file:
+        levels = [float(row["absent"]) for row in csv.DictReader(file)]
+    assert levels[-1] < levels[0] - 3  # dB
+
+
+def test_candidates_are_tagged_first_and_resumed_exactly(settings, tmp_path):
+    changes = {"candidate_steps": 3, "steps": 6, "tag_steps": 0,
+               "overrides": {"window": 0.5, "head_search": {
+                   "azimuths": 24, "mel_bands": 16, "tagger_channels": [8, 8]}},
+               "loss": {"candidate_tags": 1.0, "selection": 1.0}}
+    whole = Trainer(config_of(settings, **changes), tmp_path / "whole")
+    start = {k: v.clone() for k, v in whole.network.state_dict().items()}
+    for _ in range(3):
+        terms = whole.train_step()
+    assert set(terms) == {"loss", "grad_norm", "candidate_tags"}
+    after = whole.network.state_dict()
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], start[k])}
+    assert moved == {"candidate_tagger"}
+    whole.save_resume()
+    resumed = Trainer(config_of(settings, **changes), tmp_path / "whole")
+    assert "selection" in (terms := whole.train_step()) and "si_snr" in terms
+    again = resumed.train_step()
+    assert all(torch.equal(terms[k], again[k]) for k in terms)

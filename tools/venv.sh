@@ -169,6 +169,9 @@ setup() {
   if [[ $level == test ]]; then
     # The reference the tests compare with. Without its dependencies: only its network is used.
     must_install --no-deps "demucs==4.1.0"
+    say "Building both packages called audio_common_msgs for the tests"
+    "$VENV/bin/python" tools/audio_common_msgs/build.py all >"$VENV/audio_common_msgs.log" 2>&1 \
+      || { tail -n 40 "$VENV/audio_common_msgs.log" >&2; die "audio_common_msgs could not be built"; }
   fi
   printf '%s %s\n' "$(fingerprint)" "$rank" >"$stamp"
 }

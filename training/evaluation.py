@@ -146,16 +146,42 @@ def balanced_recordings(
             left for it.
     """
 
-    def clash(a: int, others: Sequence[int]) -> bool:
-        mine = kinds[a]
-        return any(kinds[o] == mine or kinds[o] in confusable.get(mine, ()) for o in others)
-
     count = len(kinds)
     needed = mixtures * sources
     order = np.concatenate(
         [generator.permutation(count) for _ in range(-(-needed // max(count, 1)))] or [[]]
     )[:needed]
-    slots = order.astype(np.int64).reshape(mixtures, sources)
+    return without_clashes(
+        order.astype(np.int64).reshape(mixtures, sources), kinds, confusable, generator
+    )
+
+
+def without_clashes(
+    slots: np.ndarray,
+    kinds: Sequence[str],
+    confusable: Mapping[str, set[str]],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """The same recordings, exchanged between mixtures until no mixture has two that sound alike.
+
+    Args:
+        slots: (M, S) indices of recordings; changed in place.
+        kinds: label of each recording.
+        confusable: for a label those that must not share a mixture with it.
+        generator: of the choices.
+
+    Returns:
+        slots.
+
+    Raises:
+        ConfigError: no way was found.
+    """
+
+    def clash(a: int, others: Sequence[int]) -> bool:
+        mine = kinds[a]
+        return any(kinds[o] == mine or kinds[o] in confusable.get(mine, ()) for o in others)
+
+    mixtures, sources = slots.shape
     # Repair clashes by swapping with random other places where neither side clashes afterwards.
     for attempt in range(50):
         bad = [
@@ -176,9 +202,9 @@ def balanced_recordings(
                     slots[m, s], slots[other, t] = slots[other, t], slots[m, s]
                     break
     raise ConfigError(
-        f"can't make {mixtures} mixtures of {sources} different kinds from {count} recordings of "
-        f"{len(set(kinds))} kinds that are each used equally often: take fewer sources or another "
-        "split"
+        f"can't make {mixtures} mixtures of {sources} different kinds from {len(kinds)} "
+        f"recordings of {len(set(kinds))} kinds that are each used equally often: take fewer "
+        "sources or another split"
     )
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Sequence
 
@@ -27,14 +27,12 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from luseel_model.errors import ConfigError
+from luseel_model.heads import AZIMUTHS, Head
 from training import SAMPLE_RATE
 
 TAPS = 192
-AZIMUTHS = 360
 PACKAGE_DATA = Path(__file__).parent / "head_data"
 DATA_FOLDER = Path("data") / "heads"
 
@@ -65,89 +63,6 @@ class Calibration:
     delay_bias_us: float
     residual_us: float
     max_delay_us: float
-
-
-@dataclass
-class Head:
-    """Head-related impulse responses of one head.
-
-    Attributes:
-        name: its name.
-        hrir: (360, 2 ears [left, right], taps) float32 at 16 kHz; row i is azimuth i degrees,
-            counter-clockwise from the front, 90 left. Mean energy over directions and ears is 1.
-        metadata: licence, source, attribution, calibration (JSON), as strings.
-    """
-
-    name: str
-    hrir: torch.Tensor
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.hrir.ndim != 3 or tuple(self.hrir.shape[:2]) != (AZIMUTHS, 2):
-            raise ConfigError(f"head {self.name}: expected (360, 2, taps), got "
-                              f"{tuple(self.hrir.shape)}")
-
-    @property
-    def taps(self) -> int:
-        """Length of the impulse responses, samples."""
-        return self.hrir.shape[-1]
-
-    def at(self, azimuth: torch.Tensor | float) -> torch.Tensor:
-        """Impulse responses for azimuths (...) in degrees, any wrap: (..., 2, taps).
-
-        Between two rows, a linear mix of both: they differ by less than 0.2 samples of delay.
-        """
-        azimuth = torch.as_tensor(azimuth, dtype=torch.float64).to(self.hrir.device)
-        azimuth = torch.remainder(azimuth, AZIMUTHS)
-        low = azimuth.floor()
-        part = (azimuth - low).to(self.hrir.dtype)[..., None, None]
-        low = low.long() % AZIMUTHS
-        return torch.lerp(self.hrir[low], self.hrir[(low + 1) % AZIMUTHS], part)
-
-    def warped(self, scale: float) -> "Head":
-        """The head of another size: impulse responses stretched in time by ``scale`` (> 1: larger).
-
-        Delays grow with the head, and all spectral detail moves down by as much; the mean energy
-        stays 1. The response gets no longer, so what a stretch pushes past its end is lost.
-        """
-        if scale == 1.0:
-            return self
-        taps = self.taps
-        cutoff = min(1.0, scale)
-        position = np.arange(taps)[:, None] / scale - np.arange(taps)[None, :]
-        width = 24.0
-        window = np.where(np.abs(position) < width, np.cos(np.pi * position / (2 * width)) ** 2, 0)
-        kernel = torch.as_tensor(cutoff * np.sinc(cutoff * position) * window).to(self.hrir)
-        hrir = self.hrir @ kernel.T
-        hrir = hrir / hrir.square().sum(-1).mean().sqrt()
-        return Head(f"{self.name}*{scale:.3f}", hrir, dict(self.metadata))
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        save_file({"hrir": self.hrir.float().cpu().contiguous()}, str(temporary),
-                  {"format": "luseel-head-1", "name": self.name, **self.metadata})
-        temporary.chmod(0o644)  # safetensors writes 0600, of no use to others once installed
-        os.replace(temporary, path)
-
-    @classmethod
-    def open(cls, path: str | Path) -> "Head":
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            ConfigError: the file is not a head.
-        """
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = dict(file.metadata() or {})
-                hrir = file.get_tensor("hrir")
-        except Exception as error:  # safetensors raises its own classes and OSError alike
-            raise ConfigError(f"{path} is not a head made by training.heads: {error}") from None
-        if metadata.pop("format", "") != "luseel-head-1":
-            raise ConfigError(f"{path} is not a head made by training.heads")
-        return cls(metadata.pop("name", Path(path).stem), hrir, metadata)
 
 
 def interaural_delay(hrir: np.ndarray, rate: float) -> np.ndarray:

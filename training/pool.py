@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from luseel_model.errors import ConfigError
+from training.corpus.exclusions import DEFAULT_PATH, Exclusions
 
 #: Samples of a block of the energy profile (10 ms).
 BLOCK = 160
@@ -75,11 +76,20 @@ class ClipPool:
         return len(self.names)
 
     @classmethod
-    def load(cls, folder: str | Path, split: str, device: torch.device | str = "cpu") -> "ClipPool":
+    def load(cls, folder: str | Path, split: str, device: torch.device | str = "cpu",
+             exclusions: str | Path | None = DEFAULT_PATH) -> "ClipPool":
         """Load a split from a folder written by :mod:`training.corpus.pack`.
 
+        Args:
+            folder: the packed folder.
+            split: ``train``, ``valid`` or ``test``.
+            device: where the tensors go.
+            exclusions: file of recordings to leave out or relabel
+                (:mod:`training.corpus.exclusions`); None keeps all as packed. The test split is
+                always loaded whole.
+
         Raises:
-            ConfigError: the folder lacks the split.
+            ConfigError: the folder lacks the split, or nothing of it is left.
         """
         folder = Path(folder)
         needed = [folder / f"{split}.npy", folder / f"{split}.csv", folder / "kinds.txt"]
@@ -93,6 +103,13 @@ class ClipPool:
         columns = {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
         if not rows:
             raise ConfigError(f"{needed[1]} has no recordings")
+        if exclusions is not None and split != "test":
+            rows, changed = Exclusions.load(exclusions).apply(rows, split)
+            if changed:
+                print(changed.line(split))
+            if not rows:
+                raise ConfigError(f"{exclusions} leaves out all recordings of {needed[1]}")
+            columns = {key: [row[key] for row in rows] for key in rows[0]}
         return cls(
             torch.from_numpy(np.load(needed[0])),
             [int(v) for v in columns["start"]], [int(v) for v in columns["length"]],

@@ -38,7 +38,8 @@ def conditions_text(summary: dict[str, Any], head: str | None = None) -> str:
     return "; ".join(parts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -89,7 +90,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "",
         "## Extraction and direction",
         "",
-        _table(
+        table(
             ["system", "head", "SI-SNRi [dB]", "SDRi [dB]", "within 5° [%]", "within 10° [%]",
              "MAE [°]", "front–back [%]", "right source [%]"],
             rows,
@@ -101,7 +102,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "",
         "## Presence",
         "",
-        _table(
+        table(
             ["head", "AUROC (chance 0.5)", "confidence, present", "confidence, absent",
              "extraction below mixture, present [dB]", "absent [dB]"],
             [
@@ -123,7 +124,7 @@ def markdown(summary: dict[str, Any]) -> str:
                 "",
                 f"## By angle to the nearest other sound, head {condition['head']}",
                 "",
-                _table(
+                table(
                     ["angle", "queries", "SI-SNRi [dB]", "within 5° [%]", "MAE [°]"],
                     [
                         [
@@ -140,7 +141,7 @@ def markdown(summary: dict[str, Any]) -> str:
             "",
             f"## By kind, head {condition['head']}",
             "",
-            _table(
+            table(
                 ["kind", "recordings", "queries", "SI-SNRi [dB]", "within 5° [%]",
                  "right source [%]"],
                 [
@@ -157,12 +158,12 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -177,7 +178,7 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "summary.json", folder / "rows.csv", folder / "report.md"]
-    text = json.dumps(_plain(summary), indent=1, ensure_ascii=False)
+    text = json.dumps(plain(summary), indent=1, ensure_ascii=False)
     files[0].write_text(text + "\n", encoding="utf-8")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with open(files[1], "w", newline="", encoding="utf-8") as file:

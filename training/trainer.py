@@ -30,8 +30,10 @@ from luseel_model.checkpoint import read_checkpoint, save_checkpoint
 from luseel_model.config import (ModelConfig, build_config, find_config, load_config, read_yaml,
                                  to_dict)
 from luseel_model.errors import CheckpointError, ConfigError
+from luseel_model.features import stft
+from luseel_model.head_search import PreparedHead
 from luseel_model.inference import pick_device
-from luseel_model.luseel import LuSeeL
+from luseel_model.luseel import LuSeeL, LuSeeLOutput
 from luseel_model.text import TextEncoder
 from training import SAMPLE_RATE
 from training.captions import Captions
@@ -50,7 +52,10 @@ class DataConfig:
     """``packed``: folder of training.corpus.pack (``luseel-train`` makes the generated toy corpus
     in ``data/toy`` by itself); ``heads``: names or SOFA files.
 
-    ``queries`` of a mixture's sources are asked for in a step (0: all of them).
+    ``queries`` of a mixture's sources are asked for in a step (0: all of them); in
+    ``absent_share`` of the mixtures the last of them asks for a sound that isn't there.
+    ``other_head``: share of batches whose search (luseel_model/head_search.py) is given the
+    responses of another head than the one that heard them.
     """
 
     packed: str = "data/packed"
@@ -58,6 +63,8 @@ class DataConfig:
     captions: bool = True
     label_share: float = 0.3
     queries: int = 0
+    absent_share: float = 0.0
+    other_head: float = 0.0
     simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
 
 
@@ -91,13 +98,15 @@ class ValidationConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run. ``tag_steps``: first steps that train encoder and tagger alone, with
-    batches of ``tag_batch_size`` scenes of ``tag_sources`` sounds."""
+    batches of ``tag_batch_size`` scenes of ``tag_sources`` sounds; ``candidate_steps``: first steps
+    that train the tagger of the search's candidates alone, with batches of that size."""
 
     name: str
     model: str
     steps: int
     batch_size: int = 8
     tag_steps: int = 0
+    candidate_steps: int = 0
     tag_batch_size: int = 24
     tag_sources: tuple[int, ...] = (1, 2)
     seed: int = 1
@@ -120,11 +129,23 @@ class TrainConfig:
         if (tagging or self.tag_steps) and not model.tagging.width:
             raise ConfigError("loss.dense_tags, clip_tags and presence and tag_steps need a model "
                               "with tagging.width")
+        if (self.candidate_steps or loss.candidate_tags or loss.selection or loss.trust
+                or loss.masked) and not model.head_search.azimuths:
+            raise ConfigError("candidate_steps and loss.candidate_tags, selection, trust and "
+                              "masked need a model with head_search.azimuths")
+        if self.candidate_steps and not loss.candidate_tags:
+            raise ConfigError("candidate_steps need a weight in loss.candidate_tags")
         if self.tag_steps and not tagging:
             raise ConfigError("tag_steps need a weight in loss.dense_tags, clip_tags or presence")
         if not (loss.si_snr or loss.spectrum or loss.magnitude or
                 (model.use_localization and (loss.doa or loss.doa_tokens))):
             raise ConfigError("loss has no weight above 0 for the extraction or its direction")
+
+    def __post_init__(self) -> None:
+        for name in ("absent_share", "other_head"):
+            if not 0 <= getattr(self.data, name) <= 1:
+                raise ConfigError(f"data.{name} must be within 0 and 1, got "
+                                  f"{getattr(self.data, name)}")
 
     def model_config(self) -> ModelConfig:
         """The model's configuration with ``overrides`` (nested mapping) applied."""
@@ -172,11 +193,19 @@ class Trainer:
         self.network = LuSeeL(config.model_config())
         if init is not None:
             try:
-                self.network.load_state_dict(read_checkpoint(init)[1])
-            except RuntimeError as error:
+                self.network.load_state_dict(
+                    grown_state(self.network.state_dict(), read_checkpoint(init)[1]))
+            except (RuntimeError, ValueError) as error:
                 raise CheckpointError(
                     f"the weights of {init} don't fit the model {config.model}: {error}") from None
         config.check(self.network.config)
+        heads = [load_head(name) for name in config.data.heads]
+        self.heads: list[PreparedHead] | None = None
+        if self.network.config.head_search.azimuths:
+            search = self.network.head_search
+            search.set_head(heads[0].hrir)
+            both = [hrir for head in heads for hrir in (head.hrir, mirrored(head.hrir))]
+            self.heads = [search.prepare(search.spectra(hrir)).to(self.device) for hrir in both]
         self.network.to(self.device)
         self.objective = Objective(config.loss, self.network).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
@@ -189,7 +218,6 @@ class Trainer:
             lr=config.optimizer.learning_rate, betas=(0.9, 0.98))
 
         data = config.data
-        heads = [load_head(name) for name in data.heads]
         self.train_pool = ClipPool.load(data.packed, "train", self.device)
         valid_pool = ClipPool.load(data.packed, "valid", self.device)
         encoder = TextEncoder(self.network.config.text, self.device)
@@ -206,7 +234,8 @@ class Trainer:
             self.bank.confusable)
         plain_simulation = data.simulation.plain()
         self.validation_simulator = BinauralSimulator(
-            valid_pool, heads[:1], plain_simulation, self.device, 1234, self.bank.confusable)
+            valid_pool, heads[:1], plain_simulation, self.device, 1234, self.bank.confusable,
+            split="valid")
         self.generator = torch.Generator().manual_seed(config.seed + 1)  # wordings, query choice
 
         self.step, self.best, self.best_step, self.stale, self.rate_factor = 0, math.inf, 0, 0, 1.0
@@ -282,27 +311,65 @@ class Trainer:
         """Terms of the objective for one batch."""
         tagging = bool(self.network.config.tagging.width)
         sentences = self.bank.all_sentences(bank_generator) if tagging else None
+        heads, index = self.heads, None
+        if heads is not None:
+            index = 2 * scene.head.cpu() + scene.swap.cpu()
+            if torch.rand((), generator=bank_generator) < self.config.data.other_head:
+                index = (index + 2) % len(heads)
+        if self.step < self.config.candidate_steps:
+            output = self._candidates(scene, heads, index, bank_generator)
+            return self.objective.candidates(
+                self.network, output, sentences, scene.sources, scene.kind)
         if self.step < self.config.tag_steps:
             with self._autocast():
-                encoded = self.network.encode(scene.mixture)
-            return self.objective.tags(self.network, encoded.tag_tokens, sentences, scene.sources,
-                                       scene.kind, self.bank.confusable)
+                encoded = self.network.encode(scene.mixture, heads, index)
+            return self.objective.tags(
+                self.network, encoded.tag_tokens, sentences, scene.sources, scene.kind,
+                self.bank.confusable, encoded.candidate_tags) | self.objective.candidates(
+                self.network, encoded, sentences, scene.sources, scene.kind)
         sources, azimuth, kind = scene.sources, scene.azimuth, scene.kind
-        wanted = self.config.data.queries
-        if wanted and wanted < kind.shape[1]:
-            chosen = torch.rand(kind.shape, generator=bank_generator).argsort(1)[:, :wanted]
-            chosen = chosen.to(kind.device)
-            rows = torch.arange(len(kind), device=kind.device)[:, None]
-            sources, azimuth, kind = (x[rows, chosen] for x in (sources, azimuth, kind))
+        batch, count = kind.shape
+        wanted = min(self.config.data.queries or count, count)
+        asked = torch.rand(kind.shape, generator=bank_generator).argsort(1)[:, :wanted]
+        asked = asked.to(kind.device)
+        rows = torch.arange(batch, device=kind.device)[:, None]
+        sources, azimuth, kind = (x[rows, asked] for x in (sources, azimuth, kind))
+        present = None
+        if self.config.data.absent_share:
+            absent = torch.rand(batch, generator=bank_generator) < self.config.data.absent_share
+            absent = absent.to(kind.device)
+            free = (~self.bank.confusable[scene.kind].any(1)).float().cpu()  # B K
+            absent &= (free.sum(1) > 0).to(absent.device)  # a small corpus may have nothing else
+            other = torch.multinomial(free + 1e-9, 1, generator=bank_generator)[:, 0]
+            kind = torch.cat([kind[:, :-1], torch.where(
+                absent, other.to(kind.device), kind[:, -1])[:, None]], 1)
+            asked = torch.cat([asked[:, :-1], asked[:, -1:].masked_fill(absent[:, None], -1)], 1)
+            present = asked >= 0
         tokens, mask = self.bank.batch(self.bank.draw(kind, bank_generator))
         with self._autocast():
-            output = self.network(scene.mixture, tokens, mask)
+            output = self.network(scene.mixture, tokens, mask, heads, index)
         terms = self.objective.extraction(
-            self.network, output, scene.mixture, sources, azimuth)
+            self.network, output, scene.mixture, sources, azimuth, present)
         if tagging:
-            terms |= self.objective.tags(self.network, output.tag_tokens, sentences,
-                                         scene.sources, scene.kind, self.bank.confusable)
+            terms |= self.objective.tags(
+                self.network, output.tag_tokens, sentences, scene.sources, scene.kind,
+                self.bank.confusable, output.candidate_tags)
+            terms |= self.objective.candidates(
+                self.network, output, sentences, scene.sources, scene.kind, asked)
         return terms
+
+    def _candidates(self, scene: Scene, heads, index, generator: torch.Generator) -> LuSeeLOutput:
+        """The candidates and their tags alone; half of the batches see the true sounds instead,
+        as a perfect search would give them."""
+        size = self.network.config.stft
+        spectrum = stft(scene.mixture, size.n_fft, size.hop)
+        rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-5
+        images = None
+        if torch.rand((), generator=generator) < 0.5 and scene.sources.shape[1] >= 2:
+            images = stft(scene.sources[:, :2], size.n_fft, size.hop) / rms[..., None]
+        with self._autocast():
+            found, tags, _ = self.network.search(spectrum / rms, heads, index, images)
+        return LuSeeLOutput(audio=scene.mixture, candidates=found, candidate_tags=tags)
 
     def _heard(self, scene: Scene) -> Scene:
         """What the network hears of a scene: both ears, or the left one."""
@@ -314,7 +381,8 @@ class Trainer:
         """Loss, gradient norm and weighted terms of one step."""
         config = self.config
         started = time.perf_counter()
-        size = config.tag_batch_size if self.step < config.tag_steps else config.batch_size
+        first = max(config.tag_steps, config.candidate_steps)
+        size = config.tag_batch_size if self.step < first else config.batch_size
         scene = self._heard(self.simulator.sample(size))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the scenes are made now, not only asked for
@@ -416,7 +484,7 @@ class Trainer:
                         self._log(sums, writer, bar)
                         sums = {}
                     if self.step % config.validation.every == 0 or self.step == config.steps:
-                        if self.step > config.tag_steps:
+                        if self.step > max(config.tag_steps, config.candidate_steps):
                             result = self._validation_round(writer)
                     if self.step % config.save_every == 0:
                         self.save_resume()
@@ -488,6 +556,31 @@ def _interrupts_after_step():
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def grown_state(own: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a smaller network in a larger one: new channels start at zero, new modules as
+    they are initialised. Raises ValueError where something doesn't fit."""
+    extra = sorted(set(given) - set(own))
+    if extra:
+        raise ValueError(f"the network has no {', '.join(extra[:3])}")
+    state = {}
+    for key, value in own.items():
+        small = given.get(key, value)
+        if small.shape != value.shape:
+            if small.dim() != value.dim() or any(
+                    a > b for a, b in zip(small.shape, value.shape)):
+                raise ValueError(f"{key}: {tuple(small.shape)} doesn't fit {tuple(value.shape)}")
+            large = torch.zeros_like(value)
+            large[tuple(slice(n) for n in small.shape)] = small
+            small = large
+        state[key] = small
+    return state
+
+
+def mirrored(hrir: Tensor) -> Tensor:
+    """(360, 2, taps) → the same head with its ears swapped, left for right."""
+    return hrir.flip(0).roll(1, 0).flip(1)
 
 
 def _truncate_csv(path: Path, step: int) -> None:

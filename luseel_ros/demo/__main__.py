@@ -48,11 +48,11 @@ class DemoError(Exception):
 
 
 class NodeProcess:
-    """`python -m luseel_ros.node` as a child; its output goes to a file."""
+    """`python -m luseel_ros.run` as a child; its output goes to a file."""
 
     def __init__(self, log: Path, parameters: dict[str, object]):
         self.log = log
-        arguments = [sys.executable, "-m", "luseel_ros.node", "--ros-args"]
+        arguments = [sys.executable, "-m", "luseel_ros.run", "--ros-args"]
         for name, value in parameters.items():
             # YAML, as ROS reads it, knows all of JSON: any path comes through
             arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
@@ -253,7 +253,7 @@ def run(options: argparse.Namespace, console: Console) -> bool:
         spinner = threading.Thread(target=_spin, args=(executor,), daemon=True)
         spinner.start()
         begin = time.monotonic()
-        with console.status("Starting the node (python -m luseel_ros.node), loading the model"):
+        with console.status("Starting the node (python -m luseel_ros.run), loading the model"):
             while not player.connected():
                 if why := node.trouble():
                     raise DemoError(why)

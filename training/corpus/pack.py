@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from luseel_model.errors import ConfigError
 from training import SAMPLE_RATE
+from training.corpus.exclusions import DEFAULT_PATH, Exclusions
 
 SPLITS = ("train", "valid", "test")
 FORMAT = 1
@@ -302,7 +303,7 @@ def _is_whole(out: Path, split: str, entry: dict | None, fingerprint: str) -> bo
 
 
 def _pack_split(items: Sequence[Item], split: str, out: Path, settings: dict,
-                progress: bool) -> dict:
+                progress: bool, exclusions: Exclusions) -> dict:
     pieces: list[np.ndarray] = []
     rows: list[Recording] = []
     skipped: list[dict[str, str]] = []
@@ -316,9 +317,14 @@ def _pack_split(items: Sequence[Item], split: str, out: Path, settings: dict,
         if clip is None:
             skipped.append({"name": item.name, "reason": "silent or too short"})
             continue
+        found = exclusions.find(split, item.name, item.label, clip.size / SAMPLE_RATE)
+        if found and not found.relabel:
+            skipped.append({"name": item.name, "reason": f"left out: {found.reason}"})
+            continue
         rows.append(Recording(
-            item.name, item.label, item.category, item.group, item.source, item.licence,
-            round(clip.size / SAMPLE_RATE, 3), item.flags, start, clip.size))
+            item.name, found.relabel if found else item.label, item.category, item.group,
+            item.source, item.licence, round(clip.size / SAMPLE_RATE, 3), item.flags, start,
+            clip.size))
         pieces.append(clip)
         start += clip.size
     samples = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
@@ -352,7 +358,7 @@ def _licence_report(splits: dict[str, dict]) -> str:
 
 def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
          trim_db: float = -50.0, shortest: float = 0.05, progress: bool = True,
-         min_per_kind: int = 1) -> dict:
+         min_per_kind: int = 1, exclusions: str | Path | None = DEFAULT_PATH) -> dict:
     """Pack recordings into the folder ``out``.
 
     Args:
@@ -363,6 +369,8 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
         shortest: seconds below which a recording is skipped.
         min_per_kind: training recordings that a label needs to become a kind; recordings of rarer
             ones are packed, but neither trained on nor tested with.
+        exclusions: file of training and validation recordings to leave out or relabel
+            (:mod:`training.corpus.exclusions`); None packs all.
 
     Returns:
         the manifest as written to ``manifest.json``.
@@ -377,6 +385,7 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
     settings = {"format": FORMAT, "sample_rate": SAMPLE_RATE, "max_per_kind": max_per_kind,
                 "trim_db": trim_db, "shortest": shortest}
     items = cap_kinds(drop_repeated(items), max_per_kind)
+    known = Exclusions() if exclusions is None else Exclusions.load(exclusions)
     manifest_path = out / "manifest.json"
     try:
         previous = json.loads(manifest_path.read_text(encoding="utf-8")).get("splits", {})
@@ -386,11 +395,14 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
     manifest = {"settings": settings, "splits": splits}
     for split in SPLITS:
         chosen = sorted((item for item in items if item.split == split), key=lambda i: i.name)
-        fingerprint = _fingerprint(chosen, settings)
+        # the test doesn't depend on the exclusions, nor does what was packed without any
+        wanted = known if any(key[0] == split for key in known.rows) else Exclusions()
+        fingerprint = _fingerprint(
+            chosen, {**settings, "exclusions": wanted.digest} if wanted.rows else settings)
         if _is_whole(out, split, previous.get(split), fingerprint):
             splits[split] = previous[split]
         else:
-            splits[split] = _pack_split(chosen, split, out, settings, progress)
+            splits[split] = _pack_split(chosen, split, out, settings, progress, wanted)
             splits[split]["fingerprint"] = fingerprint
         # Written after each split: an interrupted run goes on with the next one.
         _write_atomically(manifest_path, json.dumps({**manifest, "splits": {**previous, **splits}},
@@ -424,6 +436,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-per-kind", type=int, default=1,
                         help="training recordings that a label needs to become a kind")
     parser.add_argument("--trim-db", type=float, default=-50.0)
+    parser.add_argument("--keep-all", action="store_true", help="also what is known to be wrongly "
+                        "labelled or repeated (docs/data.md, \"Recordings left out\")")
     options = parser.parse_args(arguments)
     if not (options.catalogue or options.folder or options.esc):
         parser.error("name a source: --catalogue, --folder or --esc")
@@ -433,7 +447,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for folder in options.esc:
             items += read_esc(folder)
         manifest = pack(items, options.out, options.max_per_kind, options.trim_db,
-                        min_per_kind=options.min_per_kind)
+                        min_per_kind=options.min_per_kind,
+                        exclusions=None if options.keep_all else DEFAULT_PATH)
     except ConfigError as error:
         parser.error(str(error))
     for split, entry in manifest["splits"].items():

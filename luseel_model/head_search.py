@@ -1,0 +1,341 @@
+"""Which two directions explain the mixture? The head's responses used explicitly (not in paper 000).
+
+Two ears and two sounds make a solvable system: for a pair of directions, the inverse of the head's
+2x2 responses unmixes the ears. The right pair gives the sparsest signals. :class:`HeadSearch`
+finds it for all pairs of a grid at once and gives the two candidate sounds and the evidence for
+every direction; the network learns when to trust them (not in rooms, noise, or with another head).
+
+How sparse a pair is: per frequency, the negative log-likelihood of independent component analysis
+with one scale per source and frequency. For a pair (i, j) the unmixed source i is what is left of
+the mixture when direction j is nulled, divided by the determinant. So the cost of a pair is the
+sum of one term for each direction, less the log determinant, and all pairs cost as little as all
+directions.
+
+Axis letters: B mixtures, Q queries, D directions, P pairs, F frequency bins, f those searched,
+T frames, M mel bands, W tagging width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from .config import AZIMUTH_BINS, ModelConfig
+
+_FLOOR = 2e-3        # of a bin's root mean square: silence is not infinitely sparse
+_POWER = 0.5         # of the generalised mean over frames
+_WEIGHT_POWER = 0.15  # of a bin's energy, as its weight
+_LEAST_DETERMINANT = 0.01
+_REGULARISATION = 1e-3  # of the unmixing matrix, where two responses are nearly parallel
+
+
+@dataclass
+class PreparedHead:
+    """A head's responses in the forms that the search needs; see :meth:`HeadSearch.prepare`."""
+
+    responses: Tensor     # (D, 2, F) complex
+    search_forms: Tensor  # (f, D, 4)
+    match_forms: Tensor   # (f', D, 4)
+    pairs: Tensor         # (P, f) log determinant of each pair
+
+    def to(self, device) -> "PreparedHead":
+        """On another device."""
+        return PreparedHead(*(getattr(self, name).to(device) for name in
+                              ("responses", "search_forms", "match_forms", "pairs")))
+
+
+@dataclass
+class Candidates:
+    """What the search found."""
+
+    images: Tensor       # (B, 2 candidates, 2 ears, F, T) complex
+    azimuth: Tensor      # (B, 2) degrees
+    evidence: Tensor     # (B, D) cost of the best pair with this direction, above the best of all
+    statistics: Tensor   # (B, STATISTICS) how clear the outcome is
+
+
+STATISTICS = 6
+
+
+def _forms(unit: Tensor) -> Tensor:
+    """(D, 2, f) unit responses → (f, D, 4): quadratic forms of the null of each direction.
+
+    |x₁h₂ − x₂h₁|² as a product with (|x₁|², |x₂|², Re x₁x₂*, −Im x₁x₂*).
+    """
+    left, right = unit[:, 0], unit[:, 1]
+    cross = -2 * right * left.conj()
+    return torch.stack([right.abs().square(), left.abs().square(), cross.real, cross.imag],
+                       -1).transpose(0, 1).contiguous()
+
+
+def _moments(spectrum: Tensor) -> Tensor:
+    """(B, 2, f, T) complex → (B, f, 4, T)."""
+    left, right = spectrum[:, 0], spectrum[:, 1]
+    cross = left * right.conj()
+    return torch.stack([left.abs().square(), right.abs().square(), cross.real, -cross.imag], 2)
+
+
+class HeadSearch(nn.Module):
+    """Searches all pairs of directions for the one that explains a mixture of two sounds best.
+
+    The responses are a buffer: a checkpoint brings those of the head it was trained on, and
+    another head's can be given instead.
+
+    Args:
+        config: the network's; ``config.head_search.azimuths`` directions evenly over the circle.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.bins, self.n_fft = config.stft.bins, config.stft.n_fft
+        self.directions = config.head_search.azimuths
+        self.sample_rate = config.sample_rate
+        hertz = self.sample_rate / self.n_fft
+        self.search_bins = torch.arange(round(60 / hertz), round(4700 / hertz), 3)
+        self.match_bins = torch.arange(round(60 / hertz), round(7500 / hertz), 2)
+        self.register_buffer("responses", torch.zeros(self.directions, 2, self.bins, 2))
+        self._prepared: PreparedHead | None = None
+
+    @property
+    def azimuths(self) -> Tensor:
+        """(D,) degrees."""
+        return torch.arange(self.directions) * (360.0 / self.directions)
+
+    def set_head(self, hrir: Tensor) -> None:
+        """Use another head.
+
+        Args:
+            hrir: (360, 2, taps) impulse responses at the model's rate, row i at i degrees.
+        """
+        responses = self.spectra(hrir)
+        self.responses.copy_(torch.view_as_real(responses))
+        self._prepared = None
+
+    def spectra(self, hrir: Tensor) -> Tensor:
+        """(360, 2, taps) impulse responses → (D, 2, F) complex."""
+        step = AZIMUTH_BINS // self.directions
+        return torch.fft.rfft(hrir[::step].float(), self.n_fft)[..., :self.bins]
+
+    def prepare(self, responses: Tensor) -> PreparedHead:
+        """(D, 2, F) complex responses → what :meth:`forward` takes."""
+        norm = responses.abs().square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+        unit = responses / norm
+        search = unit[:, :, self.search_bins]
+        first, second = self._pair_index(responses.device)
+        determinant = (search[first, 0] * search[second, 1]
+                       - search[first, 1] * search[second, 0]).abs()
+        return PreparedHead(responses, _forms(search), _forms(unit[:, :, self.match_bins]),
+                            determinant.clamp_min(_LEAST_DETERMINANT).log())
+
+    def prepared(self) -> PreparedHead:
+        """The own head, prepared once."""
+        if self._prepared is None or self._prepared.responses.device != self.responses.device:
+            self._prepared = self.prepare(torch.view_as_complex(self.responses.float()))
+        return self._prepared
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _pair_index(self, device) -> tuple[Tensor, Tensor]:
+        first, second = torch.triu_indices(self.directions, self.directions, 1, device=device)
+        return first, second
+
+    @torch.no_grad()
+    def forward(self, spectrum: Tensor, head: PreparedHead) -> Candidates:
+        """
+        Args:
+            spectrum: (B, 2, F, T), complex.
+        """
+        x = spectrum[:, :, self.search_bins.to(spectrum.device)]
+        residual = (head.search_forms @ _moments(x)).clamp_min(0).sqrt()   # B f D T
+        level = x.abs().square().sum(1).mean(-1)                           # B f
+        floor = level.sqrt()[..., None, None] * _FLOOR + 1e-7
+        null = (residual + floor).pow(_POWER).mean(-1).log() / _POWER      # B f D
+        weight = (level + 1e-12).pow(_WEIGHT_POWER)
+        weight = weight / weight.sum(-1, keepdim=True)
+        single = (weight[..., None] * null).sum(1)                         # B D
+        first, second = self._pair_index(spectrum.device)
+        cost = single[:, first] + single[:, second] - weight @ head.pairs.T  # B P
+        least, best = cost.min(-1)
+        best_of = torch.full_like(single, torch.inf)
+        best_of = best_of.scatter_reduce(1, first.expand_as(cost), cost, "amin")
+        best_of = best_of.scatter_reduce(1, second.expand_as(cost), cost, "amin")
+        evidence = best_of - least[:, None]
+        chosen = torch.stack([first[best], second[best]], 1)               # B 2
+        images = self._images(spectrum, head.responses[chosen])
+        energy = images.abs().square().sum((2, 3, 4))                      # B 2
+        total = spectrum.abs().square().sum((1, 2, 3))[:, None] + 1e-10
+        ordered = evidence.sort(-1).values
+        share = ordered[:, [round(self.directions * q) for q in (0.06, 0.15, 0.5)]]
+        statistics = torch.cat([
+            (energy + 1e-10).div(total).log(), share * 4.0,
+            (least - level.clamp_min(1e-12).log().mul(weight).sum(-1))[:, None] * 0.5], 1)
+        azimuth = chosen * (360.0 / self.directions)
+        return Candidates(images, azimuth.float(), evidence, statistics)
+
+    @staticmethod
+    def _images(spectrum: Tensor, responses: Tensor) -> Tensor:
+        """(B, 2, F, T) and the pair's responses (B, 2, 2 ears, F) → (B, 2, 2, F, T)."""
+        a, b = responses[:, 0], responses[:, 1]                            # B 2 F
+        determinant = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+        size = (a.abs().square().sum(1) * b.abs().square().sum(1))
+        inverse = determinant.conj() / (determinant.abs().square()
+                                        + _REGULARISATION * size + 1e-12)
+        left, right = spectrum[:, 0], spectrum[:, 1]
+        source_a = (left * b[:, 1, :, None] - right * b[:, 0, :, None]) * inverse[..., None]
+        source_b = (right * a[:, 0, :, None] - left * a[:, 1, :, None]) * inverse[..., None]
+        return torch.stack([a[..., None] * source_a[:, None], b[..., None] * source_b[:, None]], 1)
+
+    def forward_heads(self, spectrum: Tensor, heads: Sequence[PreparedHead], index: Tensor
+                      ) -> Candidates:
+        """As :meth:`forward`, with head ``index[b]`` of ``heads`` for mixture b."""
+        batch = spectrum.shape[0]
+        parts, order = [], []
+        for number in index.unique().tolist():
+            rows = (index == number).nonzero()[:, 0].to(spectrum.device)
+            parts.append(self(spectrum[rows], heads[number]))
+            order.append(rows)
+        back = torch.empty(batch, dtype=torch.long, device=spectrum.device)
+        back[torch.cat(order)] = torch.arange(batch, device=spectrum.device)
+        return Candidates(*(torch.cat([getattr(p, name) for p in parts])[back] for name in
+                            ("images", "azimuth", "evidence", "statistics")))
+
+
+class MatchedLocalizer(nn.Module):
+    """DoA from how well the extracted ears fit each of the head's directions.
+
+    Sees only the match, never the response itself: what it learns on one head holds for another
+    one whose responses are known.
+    """
+
+    BANDS = 12
+
+    def __init__(self, search: HeadSearch, hidden: int = 48):
+        super().__init__()
+        bins, rate = search.match_bins, search.sample_rate
+        mel = mel_filter_bank(search.n_fft // 2 + 1, self.BANDS, 60.0, 7500.0,
+                              rate, mel_scale="htk")
+        bands = torch.as_tensor(mel, dtype=torch.float32)[bins]            # f' bands
+        self.register_buffer("bands", bands, persistent=False)
+        self.register_buffer("match_bins", bins, persistent=False)
+        def conv(a, b, kernel):
+            return nn.Conv1d(a, b, kernel, padding=kernel // 2, padding_mode="circular")
+        self.network = nn.Sequential(
+            conv(3 * self.BANDS + 1, hidden, 1), nn.GELU(), conv(hidden, hidden, 9), nn.GELU(),
+            conv(hidden, hidden, 9), nn.GELU(), nn.Conv1d(hidden, 1, 1))
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def features(self, spectrum: Tensor, forms: Sequence[Tensor], index: Tensor) -> Tensor:
+        """(B, 2, F, T) complex → (B, 3·BANDS, D): match per band over the whole time and over the
+        onsets alone (the direct sound comes before the room's), and the bands' levels."""
+        moments = _moments(spectrum[:, :, self.match_bins])                # B f' 4 T
+        level = moments[:, :, :2].sum(2)                                   # B f' T
+        before = F.pad(level, (2, 0))
+        before = torch.maximum(before[..., 1:-1], before[..., :-2])
+        onset = ((level - before) / (level + before + 1e-10)).clamp_min(0)
+        banded = []
+        for weight in (None, onset):
+            some = moments if weight is None else moments * weight[:, :, None]
+            some = some.sum(-1)                                            # B f' 4
+            energy = some[..., :2].sum(-1)                                 # B f'
+            relative = some / (energy + energy.mean(-1, keepdim=True) * 1e-4 + 1e-10)[..., None]
+            residual = torch.zeros(*energy.shape, forms[0].shape[1], device=spectrum.device)
+            for number in index.unique().tolist():
+                rows = (index == number).nonzero()[:, 0].to(spectrum.device)
+                residual[rows] = torch.einsum("fdk,bfk->bfd", forms[number], relative[rows])
+            match = -torch.log(residual.clamp_min(0) + 3e-3)               # B f' D
+            weighted = self.bands[None] * (energy + 1e-10).pow(0.3)[..., None]
+            share = weighted.sum(1)                                        # B bands
+            mean = torch.einsum("bfd,bfk->bkd", match, weighted) / (share[..., None] + 1e-10)
+            banded.append(mean - mean.mean(-1, keepdim=True))
+            if weight is None:
+                loud = torch.log(share / (share.mean(-1, keepdim=True) + 1e-10) + 1e-3)
+        return torch.cat([*banded, loud[..., None].expand_as(banded[0])], 1)
+
+    def forward(self, spectrum: Tensor, forms: Sequence[Tensor], index: Tensor,
+                evidence: Tensor) -> Tensor:
+        """
+        Args:
+            spectrum: (B, 2, F, T) of the extracted ears.
+            forms: ``match_forms`` of the heads, ``index`` (B,) which one is whose.
+            evidence: (B, D) from :class:`Candidates`.
+        Returns:
+            (B, 360) logits.
+        """
+        features = self.features(spectrum, forms, index)
+        features = torch.cat([features, torch.exp(-8.0 * evidence)[:, None]], 1)
+        logits = self.network(features)                                    # B 1 D
+        logits = torch.cat([logits, logits[..., :1]], -1)
+        return F.interpolate(logits, AZIMUTH_BINS + 1, mode="linear",
+                             align_corners=True)[:, 0, :-1]
+
+
+class CandidateTagger(nn.Module):
+    """What does each candidate sound like: a small convolutional tagger on mel spectrograms."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        search = config.head_search
+        mel = mel_filter_bank(config.stft.bins + 1, search.mel_bands, 50.0, 7800.0,
+                              config.sample_rate, mel_scale="htk")
+        self.register_buffer("mel", torch.as_tensor(mel, dtype=torch.float32)[:-1],
+                             persistent=False)
+        layers: list[nn.Module] = []
+        inputs = 2
+        for width in search.tagger_channels:
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
+                       nn.GELU(), nn.Conv2d(width, width, 3, padding=1, bias=False),
+                       nn.BatchNorm2d(width), nn.GELU(), nn.AvgPool2d(2)]
+            inputs = width
+        layers[0].stride = (2, 2)
+        self.network = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(search.tagger_dropout)
+        self.project = nn.Linear(2 * inputs, config.tagging.width)
+        self.text = nn.Linear(config.text.embedding, config.tagging.width)
+        self.width = config.tagging.width
+
+    def features(self, power: Tensor, reference: Tensor) -> Tensor:
+        """(B, C, F, T) candidates' power, (B, 1, F, T) the mixture's → (B·C, 2, M, T)."""
+        mel, whole = (torch.einsum("bcft,fm->bcmt", p, self.mel) for p in (power, reference))
+        scale = whole.mean((1, 2, 3), keepdim=True) + 1e-12
+        floor = 1e-5
+        log = torch.log(mel / scale + floor)
+        # the candidate's own level says nothing about its kind
+        own = torch.log(mel / (mel.mean((2, 3), keepdim=True) + scale * 1e-4) + floor)
+        ratio = (log - torch.log(whole / scale + floor)).clamp(-6, 3)
+        return torch.stack([own / 4 + 0.8, ratio / 3], 2).flatten(0, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, 2, M, T) → (B, W). In training a band and a stretch of time are hidden."""
+        if self.training:
+            features = features * self._holes(features)
+        x = self.network(features).mean(2)                                 # B C T
+        x = torch.cat([x.mean(-1), x.amax(-1)], -1)
+        return self.project(self.dropout(x))
+
+    @staticmethod
+    def _holes(features: Tensor) -> Tensor:
+        """SpecAugment (Park et al. 2019): up to an eighth of the bands, a fifth of the frames."""
+        batch, _, bands, frames = features.shape
+        holes = torch.ones(batch, 1, bands, frames, device=features.device)
+        for size, most, shape in ((bands, bands // 8, (-1, 1, bands, 1)),
+                                  (frames, frames // 5, (-1, 1, 1, frames))):
+            width, place = torch.rand(2, batch, 1, device=features.device)
+            width = width * most
+            begin = place * (size - width)
+            at = torch.arange(size, device=features.device)
+            inside = (at >= begin) & (at < begin + width)
+            holes = holes * (~inside).float().view(shape)
+        return holes
+
+    def similarity(self, tags: Tensor, sentence: Tensor) -> Tensor:
+        """(B, C, W) and unit-length sentences (K, E) or (B, K, E) → (B, C, K)."""
+        text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
+        return tags.float() @ text.transpose(-1, -2) / self.width ** 0.5

@@ -1,0 +1,408 @@
+"""Asks a model for every sound of the benchmark and keeps one row per query.
+
+Rows are written as they come, one line of JSON a mixture, so that an interrupted run loses nothing
+and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from luseel_model.angles import angular_error
+from luseel_model.errors import ConfigError
+from luseel_model.inference import estimate_azimuth
+from training import SAMPLE_RATE
+from training.benchmark.catalogue import Catalogue, Cell
+from training.benchmark.render import BenchmarkMixture, Renderer
+from training.evaluation import gcc_direction
+from training.heads import Head, interaural_delay
+from training.metrics import (
+    batch_metrics,
+    interaural_errors,
+    level_below_mixture,
+    oracle_mask,
+    si_snr_per_ear_mean,
+)
+
+#: A sound counts as active in a window where its energy is at least this share of its mean.
+ACTIVE = 0.01
+
+
+@dataclass
+class Heard:
+    """What a model made of a mixture of N samples, W windows of n samples, Q queries.
+
+    Attributes:
+        audio: (Q, 2, N) float32, the windows joined by cross-fading.
+        azimuth, confidence: (Q,) of the whole, as luseel_model.Extraction has them.
+        starts: first sample of each window.
+        window_audio: (W, Q, 2, n).
+        window_azimuth, window_confidence: (W, Q).
+    """
+
+    audio: Tensor
+    azimuth: np.ndarray
+    confidence: np.ndarray
+    starts: list[int]
+    window_audio: Tensor
+    window_azimuth: np.ndarray
+    window_confidence: np.ndarray
+
+
+def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None = None,
+           batch: int = 2) -> Heard:
+    """Ask a model for Q sounds in a mixture of any length.
+
+    With half a window as hop it gives what `Extractor.extract` gives, and the windows besides.
+
+    Args:
+        model: a luseel_model Extractor, or anything with its `window_samples` and `infer_windows`.
+        audio: (2, N) float32 at the model's rate.
+        hop: seconds between two windows; None: half a window.
+        batch: windows at once; few fit a CPU's cache and so are faster there.
+    """
+    size, samples = model.window_samples, audio.shape[-1]
+    step = size // 2 if hop is None else round(hop * SAMPLE_RATE)
+    if not 0 < step <= size:
+        raise ConfigError(f"hop {hop:g} s must be above 0 and at most the model's window of "
+                          f"{size / SAMPLE_RATE:g} s")
+    starts = [0] if samples <= size else [*range(0, samples - size, step), samples - size]
+    padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
+    outputs = []
+    for first in range(0, len(starts), batch):
+        windows = torch.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
+        outputs += model.infer_windows(windows, list(queries))
+    found = torch.stack([torch.as_tensor(np.asarray(output.audio)) for output in outputs])
+    likelihood = np.stack([output.likelihood for output in outputs])
+    confidence = np.stack([output.confidence for output in outputs])
+    azimuth = np.stack([output.azimuth for output in outputs])
+
+    weight = torch.ones(size)
+    if len(starts) > 1:
+        ramp = (torch.arange(size // 2) + 0.5) / (size // 2)
+        weight[:size // 2], weight[size - size // 2:] = ramp, ramp.flip(0)
+    total = torch.zeros(len(queries), 2, padded.shape[-1])
+    share = torch.zeros(padded.shape[-1])
+    for start, part in zip(starts, found):
+        total[..., start:start + size] += part * weight
+        share[start:start + size] += weight
+    # Windows where the sound is there and loud say more about its direction.
+    trust = confidence * found.square().mean((-1, -2)).sqrt().numpy()
+    trust = np.where(trust.sum(0) > 0, trust, 1.0)
+    whole = np.einsum("wq,wqd->qd", trust / trust.sum(0), likelihood)
+    direction = estimate_azimuth(whole)
+    if np.isnan(azimuth).all():  # a model without localization
+        direction = np.full(len(queries), np.nan)
+    return Heard((total / share)[..., :samples], direction, confidence.max(0), starts, found,
+                 azimuth, confidence)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def _live(heard: Heard, which: Sequence[int], mixture: BenchmarkMixture,
+          sources: Tensor, audio: Tensor) -> list[dict[str, float]]:
+    """What a robot would see hop by hop: means over the windows where the sound is active.
+
+    Args:
+        which: the query that asks for each source.
+    """
+    size = heard.window_audio.shape[-1]
+    pieces = torch.stack([sources[..., s:s + size] for s in heard.starts])        # W S 2 n
+    around = torch.stack([audio[..., s:s + size] for s in heard.starts])          # W 2 n
+    estimate = heard.window_audio[:, list(which), :, :pieces.shape[-1]].to(pieces)
+    energy = pieces.square().mean((-1, -2))
+    active = (energy >= ACTIVE * energy.mean(0)) & (pieces.square().sum(-1) > 0).all(-1)
+    before = si_snr_per_ear_mean(around[:, None].expand_as(pieces), pieces)
+    gain = (si_snr_per_ear_mean(estimate, pieces) - before).cpu().numpy()
+    error = angular_error(heard.window_azimuth[:, list(which)], mixture.azimuth[None])
+    active = active.cpu().numpy()
+    rows = []
+    for i in range(len(which)):
+        chosen = active[:, i]
+        off = error[chosen, i]
+        rows.append({
+            "live_windows": int(chosen.sum()),
+            "live_si_snri": float(gain[chosen, i].mean()) if chosen.any() else math.nan,
+            "live_doa_error": float(off.mean()) if chosen.any() else math.nan,
+            "live_within_5": math.nan if np.isnan(off).any() or not chosen.any()
+            else float((off <= 5).mean()),
+        })
+    return rows
+
+
+def _known(mixture: BenchmarkMixture, sources: Tensor, audio: Tensor, others: Tensor,
+           values: dict[str, Tensor], delays: np.ndarray) -> list[dict[str, float]]:
+    """What needs no model: oracle masks, the unprocessed mixture, the loudest direction."""
+    whole = audio.expand_as(sources)
+    masks = {name: si_snr_per_ear_mean(oracle_mask(sources, others, binary=name == "ibm"), sources)
+             - values["mixture_si_snr"] for name in ("irm", "ibm")}
+    # `others` has the noise, if any, as its last: no sound that could have been meant.
+    interferers = others[:, :len(sources) - 1]
+    raw = batch_metrics(whole, sources, whole, interferers)
+    cues = interaural_errors(whole, sources)
+    loudest = gcc_direction(audio.cpu(), delays)
+    return [{
+        "irm_si_snri": float(masks["irm"][i]), "ibm_si_snri": float(masks["ibm"][i]),
+        "mixture_right_source": float(raw["right_source"][i]) if "right_source" in raw
+        else math.nan,
+        "mixture_delta_itd_us": float(cues["delta_itd_us"][i]),
+        "mixture_delta_ild_db": float(cues["delta_ild_db"][i]),
+        "gcc_error": float(angular_error(loudest, float(mixture.azimuth[i]))),
+    } for i in range(len(sources))]
+
+
+def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
+            hop: float | None = None, sdr: bool = False) -> list[dict[str, Any]]:
+    """Ask for everything that a cell asks in one mixture.
+
+    Args:
+        delays: (360,) of the head, for GCC-PHAT (training.heads.interaural_delay).
+        sdr: also the SDR, which takes longer than all else.
+
+    Returns:
+        One row per query: cell, mixture, asked ("label", "held_out" or "absent"), source, kind,
+        query, recording, confidence, below_mixture_db and, for sounds that are there, truth,
+        estimate and metrics (docs/benchmark.md names them).
+    """
+    device = getattr(model, "device", "cpu")
+    audio = torch.from_numpy(mixture.audio).to(device)
+    sources = torch.from_numpy(mixture.sources).to(device)
+    count = len(sources)
+    if cell.set == "same":
+        return _same_kind(model, mixture, cell, audio, sources, hop)
+    asked: list[tuple[str, int, str]] = []
+    for sort in cell.asked:
+        words = {"label": mixture.kind, "held_out": mixture.held_out,
+                 "absent": [mixture.absent]}[sort]
+        asked += [(sort, i, word) for i, word in enumerate(words)]
+    heard = listen(model, mixture.audio, [word for _, _, word in asked], hop,
+                   16 if torch.device(device).type == "cuda" else 2)
+    extracted = heard.audio.to(device)
+    below = level_below_mixture(extracted, audio.expand_as(extracted))
+    index = [[j for j in range(count) if j != i] for i in range(count)]
+    others = torch.stack([sources[i] for i in index])
+    apart = [float(angular_error(mixture.azimuth[i], mixture.azimuth[j]).min())
+             if len(i) else math.nan for j, i in enumerate(index)]
+    details: dict[str, list[dict[str, float]]] = {"absent": [{}]}
+    for sort in cell.asked:
+        if sort == "absent":
+            continue
+        which = [q for q, (what, _, _) in enumerate(asked) if what == sort]
+        estimate = extracted[which]
+        values = batch_metrics(
+            estimate, sources, audio.expand_as(sources), others,
+            torch.as_tensor(heard.azimuth[which], dtype=torch.float32),
+            torch.as_tensor(mixture.azimuth, dtype=torch.float32), sdr=sdr)
+        values |= interaural_errors(estimate, sources)
+        details[sort] = [{key: float(value[i]) for key, value in values.items()}
+                         for i in range(count)]
+        for row, live in zip(details[sort], _live(heard, which, mixture, sources, audio)):
+            row.update(live)
+        if sort == "label":
+            everything = others
+            if mixture.noise is not None:
+                noise = torch.from_numpy(mixture.noise).to(device)
+                everything = torch.cat([others, noise.expand(count, 1, -1, -1)], 1)
+            known = _known(mixture, sources, audio, everything, values, delays)
+            for row, more in zip(details[sort], known):
+                row.update(more)
+    rows = []
+    for q, (sort, i, word) in enumerate(asked):
+        row = {
+            "cell": cell.name, "mixture": mixture.index, "asked": sort, "source": i,
+            "kind": word if sort == "absent" else mixture.kind[i], "query": word,
+            # An absent query belongs to the mixture: its cluster is the first recording.
+            "recording": mixture.recording[i],
+            "others": "; ".join(kind for j, kind in enumerate(mixture.kind)
+                                if j != i or sort == "absent"),
+            "rt60": mixture.rt60, "noise_db": mixture.noise_db,
+            "confidence": float(heard.confidence[q]),
+            "confidence_mean": float(heard.window_confidence[:, q].mean()),
+            "below_mixture_db": float(below[q]),
+        }
+        if sort != "absent":
+            row |= {"azimuth": float(mixture.azimuth[i]),
+                    "azimuth_est": float(heard.azimuth[q]), "separation": apart[i]}
+        rows.append(row | details[sort][i])
+    return rows
+
+
+def _same_kind(model, mixture: BenchmarkMixture, cell: Cell, audio: Tensor, sources: Tensor,
+               hop: float | None) -> list[dict[str, Any]]:
+    """One query that two sounds answer: which of them does the model follow?"""
+    heard = listen(model, mixture.audio, mixture.kind[:1], hop)
+    estimate = heard.audio.to(audio.device)
+    level = sources.square().mean((-1, -2))
+    loud = int(level.argmax())
+    found = si_snr_per_ear_mean(estimate.expand_as(sources), sources)
+    mixed = si_snr_per_ear_mean(audio.expand_as(sources), sources)
+    error = np.asarray(angular_error(float(heard.azimuth[0]), mixture.azimuth))
+    nearest = float(error.min())
+    return [{
+        "cell": cell.name, "mixture": mixture.index, "asked": "label", "source": loud,
+        "kind": mixture.kind[0], "query": mixture.kind[0], "recording": mixture.recording[loud],
+        "others": mixture.kind[1 - loud], "confidence": float(heard.confidence[0]),
+        "below_mixture_db": float(level_below_mixture(estimate, audio[None])[0]),
+        "azimuth": float(mixture.azimuth[loud]), "azimuth_est": float(heard.azimuth[0]),
+        "separation": float(angular_error(mixture.azimuth[0], mixture.azimuth[1])),
+        "level_difference_db": float(10 * torch.log10(level[loud] / level[1 - loud])),
+        "nearest_error": nearest,
+        "within_5_either": math.nan if math.isnan(nearest) else float(nearest <= 5),
+        "within_5_louder": math.nan if math.isnan(nearest) else float(error[loud] <= 5),
+        "si_snri_louder": float(found[loud] - mixed[loud]),
+        "si_snri_quieter": float(found[1 - loud] - mixed[1 - loud]),
+        "si_snr_sum": float(si_snr_per_ear_mean(estimate, audio[None])[0]),
+        "follows_louder": float(found[loud] > found[1 - loud]),
+    }]
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def _read_rows(path: Path) -> list[list[dict[str, Any]]]:
+    """Finished mixtures of a cell; what an interruption tore off is left out."""
+    mixtures = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return mixtures
+    for line in lines:
+        try:
+            mixtures.append(json.loads(line))
+        except ValueError:
+            break
+    return mixtures
+
+
+class Results:
+    """The folder of a run: ``run.json`` says of what, ``cells/<cell>.jsonl`` holds the rows.
+
+    Args:
+        folder: new, or of an earlier run of the same thing.
+        about: what the run is of; ``mixtures`` may grow from one run to the next.
+
+    Raises:
+        ConfigError: the folder holds a run of something else.
+    """
+
+    def __init__(self, folder: str | Path, about: dict[str, Any]):
+        self.folder = Path(folder)
+        path = self.folder / "run.json"
+        if path.is_file():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            different = sorted(key for key in {*earlier, *about} if earlier.get(key) !=
+                               about.get(key))
+            if different:
+                raise ConfigError(
+                    f"{self.folder} holds a run with another {', '.join(different)} "
+                    f"({earlier.get(different[0])!r}, now {about.get(different[0])!r}): "
+                    "choose another --out")
+        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name("run.json.part")
+        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    def _path(self, cell: str) -> Path:
+        return self.folder / "cells" / f"{cell}.jsonl"
+
+    def claim(self, cell: str, inputs: dict[str, str]) -> None:
+        """Note what a cell is heard with; rows made with other heads or rooms must not mix.
+
+        Raises:
+            ConfigError: the cell's earlier rows were.
+        """
+        path = self.folder / "cells" / f"{cell}.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != inputs:
+            raise ConfigError(f"{self.folder} holds rows of {cell} with another head or other test "
+                              "rooms (they were rebuilt since): choose another --out")
+        path.write_text(json.dumps(inputs) + "\n", encoding="utf-8")
+
+    def inputs(self, cell: str) -> dict[str, str]:
+        """What `claim` noted; empty if nothing."""
+        path = self.folder / "cells" / f"{cell}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def rows(self, cell: str) -> list[dict[str, Any]]:
+        """All rows of a cell so far, by mixture."""
+        mixtures = {rows[0]["mixture"]: rows for rows in _read_rows(self._path(cell)) if rows}
+        # NaN was written as null.
+        return [{key: math.nan if value is None else value for key, value in row.items()}
+                for number in sorted(mixtures) for row in mixtures[number]]
+
+    def fill(self, cell: str, wanted: Sequence[int],
+             make: Callable[[int], list[dict[str, Any]]], progress: bool = True) -> None:
+        """Make the rows of those mixtures that aren't there yet."""
+        path = self._path(cell)
+        finished = _read_rows(path)
+        done = {rows[0]["mixture"] for rows in finished if rows}
+        left = [number for number in wanted if number not in done]
+        # Written anew without a torn last line, before anything is appended.
+        text = "".join(json.dumps(rows) + "\n" for rows in finished)
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            temporary = path.with_suffix(".part")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        with open(path, "a", encoding="utf-8") as file, tqdm(
+                total=len(wanted), initial=len(wanted) - len(left), desc=cell, unit="mixture",
+                disable=not progress) as bar:
+            for number in left:
+                rows = [{key: None if isinstance(value, float) and not math.isfinite(value)
+                         else value for key, value in row.items()} for row in make(number)]
+                file.write(json.dumps(rows) + "\n")
+                file.flush()
+                bar.update()
+
+
+def ahead(renderer: Renderer, wanted: Sequence[int]) -> Iterator[BenchmarkMixture]:
+    """Mixtures in order, the next one being made while one is used."""
+    with ThreadPoolExecutor(1) as worker:
+        pending = deque()
+        for number in wanted:
+            pending.append(worker.submit(renderer.__getitem__, number))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def run_cell(model, catalogue: Catalogue, renderer: Renderer, results: Results,
+             mixtures: int | None = None, hop: float | None = None, sdr: bool = False,
+             progress: bool = True) -> None:
+    """Evaluate one cell, as far as it isn't yet.
+
+    Args:
+        mixtures: the first so many; None: all.
+    """
+    cell = renderer.cell
+    count = catalogue.size(cell) if mixtures is None else min(mixtures, catalogue.size(cell))
+    wanted = [number for number in range(count) if number not in renderer.missing]
+    done = {row["mixture"] for row in results.rows(cell.name)}
+    coming = ahead(renderer, [number for number in wanted if number not in done])
+    delays = head_delays(renderer.head)
+    results.claim(cell.name, renderer.inputs())
+
+    def make(number: int) -> list[dict[str, Any]]:
+        mixture = next(coming)
+        assert mixture.index == number
+        return rows_of(model, mixture, cell, delays, hop, sdr)
+
+    results.fill(cell.name, wanted, make, progress)
+
+
+def head_delays(head: Head) -> np.ndarray:
+    """(360,) seconds by which the left ear leads."""
+    return interaural_delay(head.hrir.cpu().numpy(), SAMPLE_RATE)
