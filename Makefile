@@ -6,7 +6,7 @@ ARGS ?=
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test train-debug clean
+.PHONY: help demo test train-debug soak fuzz latency clean
 
 help: ## show this text
 	@echo "Targets:"
@@ -32,6 +32,18 @@ train-debug: ## try corpus, training and evaluation on generated sounds, in two 
 	@tools/venv.sh run python -m training.train --config debug --out runs/train-debug $(ARGS)
 	@tools/venv.sh run python -m training.evaluate --checkpoint runs/train-debug/best.safetensors \
 		--packed data/toy --heads mit_kemar --mixtures 12 --out runs/train-debug/evaluation
+
+soak: ## play half an hour of audio to the node and look for losses and growing memory
+	@tools/venv.sh setup test
+	@tools/venv.sh run python tools/field/soak.py $(ARGS)
+
+fuzz: ## send the node 10,000 random and malformed messages
+	@tools/venv.sh setup test
+	@tools/venv.sh run python tools/field/fuzz.py $(ARGS)
+
+latency: ## measure the node's latency and overhead
+	@tools/venv.sh setup test
+	@tools/venv.sh run python tools/field/latency.py $(ARGS)
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build install log dist *.egg-info .pytest_cache

@@ -46,6 +46,7 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "train": [
+        "pyroomacoustics",   # image sources and reverberation times of rooms
         "tensorboard",    # training logs
         "torchmetrics",   # SI-SNR, SDR, AUROC
         "sofar",          # reading measured heads (SOFA files)
@@ -53,7 +54,6 @@ EXTRAS = {
     "test": [
         "pytest",
         "einops", "julius",  # imported by demucs, which the tests compare with (see tools/venv.sh)
-        "pyroomacoustics",   # an independent GCC-PHAT to compare with
         "ros-domain-coordinator",  # a free DDS domain for every test run
         "mcap-ros2-support",  # another reader of bags, to check ours with
         "playwright",  # drives the Chromium of the machine, to test the page of luseel watch
@@ -78,6 +78,7 @@ SCRIPTS = [
     "luseel-heads = training.heads:main",
     "luseel-benchmark-set = training.benchmark.__main__:main",
     "luseel-finetune = training.finetune:main",
+    "luseel-rooms = training.rooms:main",
 ]
 # Further commands of `luseel`: name and function, which gets the subparsers of the command line.
 # Written without spaces around "=".

@@ -601,6 +601,8 @@ def measure(sounds: Sequence[Sound], straight: bool = False) -> Measurement:
         if best[channel] < 3:
             raise CalibrationError(f"channel {channel + 1} hears none of the sounds: its "
                                    "microphone is dead, covered or turned down")
+    if all(s.clipped for s in sounds):
+        raise CalibrationError("all sounds are clipped: record with less gain")
     polarity = _find_polarity(sounds)
     directions = _directions(sounds, polarity)
     azimuth = np.array([d.azimuth for d in directions])

@@ -120,7 +120,7 @@ class Toy:
     def similarity(self, tokens, sentences):
         return self.value
 
-    def presence(self, similarity):
+    def presence(self, similarity, candidate_tags, sentences):
         return torch.logsumexp(similarity, dim=1)
 
 

@@ -192,7 +192,8 @@ def test_scripts_name_functions_that_exist():
     text = (ROOT / "setup.py").read_text()
     scripts = re.findall(r'"([\w-]+) = ([\w.]+):(\w+)"', text)
     assert {"luseel", "luseel_node", "luseel_demo", "luseel_capture", "luseel-train",
-            "luseel-evaluate", "luseel-corpus", "luseel-heads"} == {script for script, _, _ in scripts}
+            "luseel-evaluate", "luseel-corpus", "luseel-heads", "luseel-rooms", "luseel-finetune",
+            "luseel-benchmark-set"} == {script for script, _, _ in scripts}
     for script, module, function in scripts:
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, \

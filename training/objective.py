@@ -13,7 +13,7 @@ from luseel_model.features import stft
 from luseel_model.luseel import LuSeeL, LuSeeLOutput, Tagger
 from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, absent_energy,
                              clip_tag_loss, dense_tag_loss, doa_cross_entropy, doa_squared_error,
-                             negative_si_snr, presence_bce, token_energy_shares)
+                             inversion, negative_si_snr, presence_bce, token_energy_shares)
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class LossConfig:
 
     ``doa`` is the paper's gamma; ``doa_kind`` 'squared' is equation 2 with the label scaled as
     ``doa_label`` says (training/losses/doa.py), 'cross_entropy' goes with a softmax head.
-    ``doa_tokens``, ``dense_tags``, ``clip_tags``, ``presence``, ``magnitude``, ``absent`` (level
-    of the extraction of a sound that isn't there) are ours; so are, for a search with the head's
-    responses, ``candidate_tags`` (their kinds), ``selection`` (which candidate is meant),
-    ``trust`` (is it better than the masked mixture) and ``masked`` (SI-SNR of the latter alone).
+    ``doa_tokens``, ``dense_tags``, ``clip_tags``, ``presence``, ``magnitude``, ``absent`` (level of
+    the extraction of a sound that isn't there) and ``polarity`` (of each ear, which SI-SNR doesn't
+    see) are ours; so are, for a search with the head's responses, ``candidate_tags`` (their
+    kinds), ``selection`` (which candidate is meant), ``trust`` (is it better than the masked
+    mixture) and ``masked`` (SI-SNR of the latter alone).
     """
 
     si_snr: float = 1.0
@@ -39,6 +40,7 @@ class LossConfig:
     presence: float = 0.0
     magnitude: float = 0.0
     absent: float = 0.0
+    polarity: float = 0.0
     candidate_tags: float = 0.0
     selection: float = 0.0
     trust: float = 0.0
@@ -73,9 +75,14 @@ class Objective(nn.Module):
             whole = mixture.repeat_interleave(output.audio.shape[1], dim=0)
             terms["absent"] = config.absent * absent_energy(
                 estimate[~heard], whole[~heard]).sum() / len(estimate)
+        if present is not None and not present.any():
+            return terms
         estimate, target = estimate[heard], target[heard]
         if config.si_snr:
-            terms["si_snr"] = config.si_snr * negative_si_snr(estimate, target).mean()
+            terms["si_snr"] = config.si_snr * negative_si_snr(
+                estimate, target, upright=bool(config.polarity)).mean()
+        if config.polarity:
+            terms["polarity"] = config.polarity * inversion(estimate, target).mean()
         if config.spectrum:
             terms["spectrum"] = config.spectrum * self.spectrum(estimate, target).mean()
         if config.magnitude:
@@ -200,6 +207,7 @@ class Objective(nn.Module):
 def _spectral_si_snr(estimate: Tensor, target: Tensor) -> Tensor:
     """SI-SNR of complex spectra (N, bins), dB: that of their signals but for the windows' overlap."""
     scale = (estimate.conj() * target).real.sum(1) / (target.abs().square().sum(1) + 1e-10)
+    scale = scale.clamp_min(0)  # inverted is no estimate
     part = scale[:, None] * target
     return 10 * torch.log10((part.abs().square().sum(1) + 1e-8)
                             / ((estimate - part).abs().square().sum(1) + 1e-8))

@@ -17,7 +17,7 @@ from training.losses.doa import (
 from training.losses.hybrid_continuity import HybridContinuityLoss
 from training.losses.magnitude import CompressedMagnitudeLoss
 from training.losses.presence import presence_bce
-from training.losses.si_snr import negative_si_snr, si_snr
+from training.losses.si_snr import inversion, negative_si_snr, si_snr
 from training.losses.tags import clip_tag_loss, dense_tag_loss, token_energy_shares
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "doa_cross_entropy",
     "doa_squared_error",
     "gaussian_label",
+    "inversion",
     "negative_si_snr",
     "presence_bce",
     "si_snr",

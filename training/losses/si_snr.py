@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6, upright: bool = False) -> Tensor:
     """SI-SNR in dB of each signal, higher is better.
 
     Args:
@@ -16,6 +16,8 @@ def si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
         target: (..., samples), broadcastable with `estimate`.
         eps: added to energies and to the ratio. It bounds the value from below at -60 dB and
             keeps gradients finite where either signal is silent.
+        upright: an inverted estimate counts as one without the target. SI-SNR itself doesn't see
+            the sign, and an ear that comes out inverted spoils the interaural phase.
 
     Returns:
         (...) dB.
@@ -26,13 +28,16 @@ def si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     scale = (estimate * target).sum(-1, keepdim=True) / (
         target.square().sum(-1, keepdim=True) + eps
     )
+    if upright:
+        scale = scale.clamp_min(0)
     projection = scale * target
     noise = estimate - projection
     ratio = projection.square().sum(-1) / (noise.square().sum(-1) + eps)
     return 10.0 * torch.log10(ratio + eps)
 
 
-def negative_si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def negative_si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6, upright: bool = False
+                    ) -> Tensor:
     """Negative SI-SNR, averaged over the ears; lower is better.
 
     Args:
@@ -43,4 +48,17 @@ def negative_si_snr(estimate: Tensor, target: Tensor, eps: float = 1e-6) -> Tens
     Returns:
         (B,) dB, at most 60.
     """
-    return -si_snr(estimate, target, eps).mean(-1)
+    return -si_snr(estimate, target, eps, upright).mean(-1)
+
+
+def inversion(estimate: Tensor, target: Tensor, margin: float = 0.1) -> Tensor:
+    """How inverted each ear is: 0 where its correlation with the target is above ``margin``.
+
+    Args:
+        estimate, target: (B, ears, samples).
+
+    Returns:
+        (B,) in [0, 1 + margin], averaged over the ears.
+    """
+    correlation = torch.cosine_similarity(estimate.float(), target.float(), dim=-1, eps=1e-6)
+    return torch.relu(margin - correlation).mean(-1)
