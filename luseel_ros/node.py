@@ -476,7 +476,7 @@ class LuseelNode(LifecycleNode):
                 about["gpu"] = torch.cuda.memory_allocated(model.device)
         if session is not None:
             about |= {"hop [s]": session.stream.profile.hop,
-                      "precision": session.stream.profile.precision}
+                      "precision": session.stream.precision}
             if session.stream.max_queries_at_once:
                 reduced = reduced or (f"{session.stream.max_queries_at_once} queries at a time, "
                                       "because memory ran out")
