@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from .config import AZIMUTH_BINS, ModelConfig
+from .layers import PhraseMatcher
 
 _FLOOR = 2e-3        # of a bin's root mean square: silence is not infinitely sparse
 _POWER = 0.5         # of the generalised mean over frames
@@ -100,11 +101,6 @@ class HeadSearch(nn.Module):
         self.match_bins = torch.arange(round(60 / hertz), round(7500 / hertz), 2)
         self.register_buffer("responses", torch.zeros(self.directions, 2, self.bins, 2))
         self._prepared: PreparedHead | None = None
-
-    @property
-    def azimuths(self) -> Tensor:
-        """(D,) degrees."""
-        return torch.arange(self.directions) * (360.0 / self.directions)
 
     def set_head(self, hrir: Tensor) -> None:
         """Use another head.
@@ -195,6 +191,8 @@ class HeadSearch(nn.Module):
     def forward_heads(self, spectrum: Tensor, heads: Sequence[PreparedHead], index: Tensor
                       ) -> Candidates:
         """As :meth:`forward`, with head ``index[b]`` of ``heads`` for mixture b."""
+        if len(heads) == 1:  # as when listening: nothing to sort
+            return self(spectrum, heads[0])
         batch = spectrum.shape[0]
         parts, order = [], []
         for number in index.unique().tolist():
@@ -224,8 +222,10 @@ class MatchedLocalizer(nn.Module):
         bands = torch.as_tensor(mel, dtype=torch.float32)[bins]            # f' bands
         self.register_buffer("bands", bands, persistent=False)
         self.register_buffer("match_bins", bins, persistent=False)
+
         def conv(a, b, kernel):
             return nn.Conv1d(a, b, kernel, padding=kernel // 2, padding_mode="circular")
+
         self.network = nn.Sequential(
             conv(3 * self.BANDS + 1, hidden, 1), nn.GELU(), conv(hidden, hidden, 9), nn.GELU(),
             conv(hidden, hidden, 9), nn.GELU(), nn.Conv1d(hidden, 1, 1))
@@ -277,11 +277,11 @@ class MatchedLocalizer(nn.Module):
                              align_corners=True)[:, 0, :-1]
 
 
-class CandidateTagger(nn.Module):
+class CandidateTagger(PhraseMatcher):
     """What does each candidate sound like: a small convolutional tagger on mel spectrograms."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
+        super().__init__(config.text.embedding, config.tagging.width)
         search = config.head_search
         mel = mel_filter_bank(config.stft.bins + 1, search.mel_bands, 50.0, 7800.0,
                               config.sample_rate, mel_scale="htk")
@@ -298,8 +298,6 @@ class CandidateTagger(nn.Module):
         self.network = nn.Sequential(*layers)
         self.dropout = nn.Dropout(search.tagger_dropout)
         self.project = nn.Linear(2 * inputs, config.tagging.width)
-        self.text = nn.Linear(config.text.embedding, config.tagging.width)
-        self.width = config.tagging.width
 
     def features(self, power: Tensor, reference: Tensor) -> Tensor:
         """(B, C, F, T) candidates' power, (B, 1, F, T) the mixture's → (B·C, 2, M, T)."""
@@ -334,8 +332,3 @@ class CandidateTagger(nn.Module):
             inside = (at >= begin) & (at < begin + width)
             holes = holes * (~inside).float().view(shape)
         return holes
-
-    def similarity(self, tags: Tensor, sentence: Tensor) -> Tensor:
-        """(B, C, W) and unit-length sentences (K, E) or (B, K, E) → (B, C, K)."""
-        text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
-        return tags.float() @ text.transpose(-1, -2) / self.width ** 0.5

@@ -129,6 +129,26 @@ class FrequencyEmbedding(nn.Module):
         return (self.embedding.weight * self.SCALE).t()[None, :, :, None]
 
 
+class PhraseMatcher(nn.Module):
+    """Text side of a joint space of sounds and phrases: how well audio matches sentences.
+
+    Args:
+        embedding: width of the frozen text embedding.
+        width: of the joint space.
+    """
+
+    def __init__(self, embedding: int, width: int):
+        super().__init__()
+        self.text = nn.Linear(embedding, width)
+        self.width = width
+
+    def similarity(self, audio: Tensor, sentence: Tensor) -> Tensor:
+        """(B, N, W) audio and unit-length sentences (K, E) or (B, K, E) → (B, N, K)."""
+        # unit-length sentences have tiny entries: bring them to unit variance for the projection
+        text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
+        return audio.float() @ text.transpose(-1, -2) / self.width ** 0.5
+
+
 def rescale_convolutions(module: nn.Module, reference: float) -> None:
     """HTDemucs' initialisation: each convolution's weights are divided by sqrt(std/reference)."""
     for layer in module.modules():

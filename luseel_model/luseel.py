@@ -22,7 +22,7 @@ from .features import gcc_phat, interaural_inputs, istft, stft
 from .head_search import (STATISTICS, Candidates, CandidateTagger, HeadSearch, MatchedLocalizer,
                           PreparedHead)
 from .layers import (DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, LayerScale,
-                     rescale_convolutions)
+                     PhraseMatcher, rescale_convolutions)
 from .localization import ExtractedLocalizer, TokenLocalizer
 from .transformer import AttentionLayer, CrossDomainTransformer, FiLM, TextAdapter
 
@@ -82,11 +82,17 @@ class _Mixed:
     trust: Tensor      # (B·Q,) logits
 
 
+def spectrum_level(spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS of each complex spectrum (B, C, F, T), and what to divide it by, never 0: (B, 1, 1, 1)."""
+    rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return rms, rms + 1e-5
+
+
 def _repeat(x: Tensor, queries: int) -> Tensor:
     return x if queries == 1 else x.repeat_interleave(queries, dim=0)
 
 
-class Tagger(nn.Module):
+class Tagger(PhraseMatcher):
     """Matches spectral tokens with phrases in a joint space (not in the paper).
 
     The audio side projects encoder tokens, the text side the frozen sentence embedding (masked
@@ -94,24 +100,16 @@ class Tagger(nn.Module):
     """
 
     def __init__(self, channels: int, embedding: int, width: int):
-        super().__init__()
+        super().__init__(embedding, width)
         self.audio = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))
-        self.text = nn.Linear(embedding, width)
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.tensor(-6.0))
-        self.width = width
 
     @staticmethod
     def sentence(tokens: Tensor, mask: Tensor) -> Tensor:
         """(…, L, E) token embeddings and (…, L) bool mask → (…, E), unit length."""
         weight = mask[..., None].to(tokens.dtype)
         return F.normalize((tokens * weight).sum(-2) / weight.sum(-2).clamp(min=1), dim=-1)
-
-    def similarity(self, tag_tokens: Tensor, sentence: Tensor) -> Tensor:
-        """(B, L, W) and (K, E) or (B, K, E) → (B, L, K)."""
-        # unit-length sentences have tiny entries: bring them to unit variance for the projection
-        text = self.text(sentence.float() * sentence.shape[-1] ** 0.5)
-        return tag_tokens.float() @ text.transpose(-1, -2) / self.width ** 0.5
 
     @staticmethod
     def pool(similarity: Tensor) -> Tensor:
@@ -217,25 +215,24 @@ class LuSeeL(nn.Module):
         """
         config, net = self.config, self.config.backbone
         spectrum = stft(mixture, config.stft.n_fft, config.stft.hop)
+        candidates = candidate_tags = None
         if net.inputs == "interaural":
-            rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-            x = interaural_inputs(spectrum / (rms + 1e-5))
+            rms, level = spectrum_level(spectrum)
+            x = interaural_inputs(spectrum / level)
             if config.head_search.azimuths:
                 heads = heads or (self.head_search.prepared(),)
                 if head_index is None:
                     head_index = torch.zeros(len(mixture), dtype=torch.long)
                 candidates, candidate_tags, shown = self.search(
-                    spectrum / (rms + 1e-5), heads, head_index)
+                    spectrum / level, heads, head_index)
                 x = torch.cat([x, shown], 1)
-                candidates.images = candidates.images * (rms[..., None] + 1e-5)
+                candidates.images = candidates.images * level[..., None]
             mean, std = torch.zeros_like(rms), rms
         else:
             x = torch.view_as_real(spectrum).permute(0, 1, 4, 2, 3).flatten(1, 2)
             mean, std = (f(x, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
             x = (x - mean) / (1e-5 + std)
         skips = []
-        if not config.head_search.azimuths:
-            candidates = candidate_tags = None
         for i, layer in enumerate(self.frequency_encoder):
             x = layer(x)
             if i == 0 and net.frequency_embedding:

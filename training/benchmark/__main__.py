@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from training.benchmark.render import Renderer, check_rooms
 from training.benchmark.report import markdown, summarise, write_report
 from training.benchmark.run import Results, run_cell
 from training.captions import Captions
+from training.corpus.pack import file_sha256
 from training.heads import KNOWN, Head, load_head, prepare_heads
 from training.pool import ClipPool
 from training.report import plain
@@ -116,14 +116,6 @@ def build(options: argparse.Namespace) -> None:
           f"{len(catalogue.recordings)}")
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint, cell by cell, and write the report after each."""
     from luseel_model import load_model
@@ -144,7 +136,7 @@ def evaluate(options: argparse.Namespace) -> None:
                for sounds in catalogue.sounds["two"] for sound in sounds}
     used = sum(words != kind and words in captions.variants(kind)
                for words, kind in phrases.items())
-    about = {"model": name, "model_sha256": _sha256(path), "catalogue_sha256": catalogue.sha256,
+    about = {"model": name, "model_sha256": file_sha256(path), "catalogue_sha256": catalogue.sha256,
              "window": float(model.window), "hop": hop, "sdr": options.sdr,
              "give_head": options.give_head, "missing": len(found.missing),
              "altered": len(found.altered)}

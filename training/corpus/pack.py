@@ -271,7 +271,8 @@ def drop_repeated(items: Iterable[Item]) -> list[Item]:
     return kept
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read piece by piece."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -298,7 +299,7 @@ def _fingerprint(items: Sequence[Item], settings: dict) -> str:
 def _is_whole(out: Path, split: str, entry: dict | None, fingerprint: str) -> bool:
     if not entry or entry.get("fingerprint") != fingerprint:
         return False
-    return all((out / name).is_file() and _sha256(out / name) == entry["sha256"][name]
+    return all((out / name).is_file() and file_sha256(out / name) == entry["sha256"][name]
                for name in (f"{split}.npy", f"{split}.csv"))
 
 
@@ -337,7 +338,7 @@ def _pack_split(items: Sequence[Item], split: str, out: Path, settings: dict,
     sums = {}
     for name in (f"{split}.npy", f"{split}.csv"):
         os.replace(out / f"{name}.part", out / name)
-        sums[name] = _sha256(out / name)
+        sums[name] = file_sha256(out / name)
     return {"recordings": len(rows), "kinds": len({row.label for row in rows}),
             "hours": round(start / SAMPLE_RATE / 3600, 3), "sha256": sums, "skipped": skipped,
             "licences": dict(Counter(f"{row.source}\t{row.licence}" for row in rows))}
@@ -415,7 +416,7 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
     _write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
     _write_atomically(out / "LICENCES.md", _licence_report(splits))
     manifest["kinds"], manifest["min_per_kind"] = len(kinds), min_per_kind
-    manifest["sha256"] = {name: _sha256(out / name) for name in ("kinds.txt", "LICENCES.md")}
+    manifest["sha256"] = {name: file_sha256(out / name) for name in ("kinds.txt", "LICENCES.md")}
     _write_atomically(manifest_path, json.dumps(manifest, indent=1))
     return manifest
 

@@ -199,3 +199,10 @@ def build(out: str | Path = FOLDER) -> dict:
                         soundfile.write(folder / clip, recording(label, split, number), SAMPLE_RATE)
                         writer.writerow([clip, label, split, category, "generated"])
         return pack(read_catalogue(folder, SOURCE), out, progress=False)
+
+
+def build_if_asked_for(packed: str | Path) -> None:
+    """Make the toy corpus where a configuration asks for it and it isn't there yet."""
+    if Path(packed) == FOLDER and not (FOLDER / "kinds.txt").is_file():
+        print(f"making the toy corpus of generated sounds in {FOLDER}")
+        build(FOLDER)
