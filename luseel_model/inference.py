@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .angles import wrap_degrees
+from .angles import estimate_azimuth
 from .calibration import Calibration
 from .checkpoint import find_checkpoint, load_network
 from .config import AZIMUTH_BINS
 from .errors import AudioError, ConfigError, LuseelError, QueryError
 from .heads import Head
 from .luseel import LuSeeL
+from .recording import WindowJoiner, window_starts
 from .text import TextEncoder, pad_embeddings, validate_query
 
 _BATCH = 4                 # windows at once: bounds the memory
@@ -39,12 +40,15 @@ class WindowOutput:
         azimuth: (Q,) degrees in [0, 360), NaN for a model without localization.
         likelihood: (Q, 360) in [0, 1], bin i at i degrees (zeros without localization).
         confidence: (Q,) in [0, 1] that the sound is there.
+        gate: (Q,) logits of the gain that ``audio`` has been given by the confidence, or None
+            where the network gives none.
     """
 
     audio: np.ndarray
     azimuth: np.ndarray
     likelihood: np.ndarray
     confidence: np.ndarray
+    gate: np.ndarray | None = None
 
 
 @dataclass
@@ -93,22 +97,6 @@ class Extraction:
                          "azimuth_degrees": number(w.azimuth),
                          "confidence": number(w.confidence)} for w in self.windows],
         }
-
-
-def estimate_azimuth(likelihood: np.ndarray, span: int = 3) -> np.ndarray:
-    """Direction of the highest peak, refined by the centre of mass of ±``span`` bins.
-
-    Args:
-        likelihood: (..., 360).
-    Returns:
-        (...) degrees in [0, 360).
-    """
-    peak = likelihood.argmax(-1)
-    offset = np.arange(-span, span + 1)
-    weight = np.take_along_axis(likelihood, (peak[..., None] + offset) % AZIMUTH_BINS, axis=-1)
-    total = weight.sum(-1)
-    shift = np.divide((weight * offset).sum(-1), total, out=np.zeros_like(total), where=total > 0)
-    return wrap_degrees(peak + shift)
 
 
 def validate_audio(audio: Any, sample_rate: Any, channels: int = 2) -> np.ndarray:
@@ -231,7 +219,10 @@ class Extractor:
         likelihood = self.calibration.turn_likelihood(likelihood)
         azimuth = estimate_azimuth(likelihood) if output.doa_logits is not None else \
             np.full(shape, np.nan)
-        return [WindowOutput(*parts) for parts in zip(audio, azimuth, likelihood, confidence)]
+        gates = [None] * len(audio) if output.gate_logits is None else \
+            output.gate_logits.float().cpu().numpy()
+        return [WindowOutput(*parts)
+                for parts in zip(audio, azimuth, likelihood, confidence, gates)]
 
     def infer_window(self, window: Tensor | np.ndarray, queries: Sequence[str]) -> WindowOutput:
         """Estimates for one window.
@@ -294,12 +285,8 @@ class Extractor:
         samples, size = inside.shape[1], self.window_samples
         starts = window_starts(samples, size)
         padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
-
-        triangle = _triangle(size) if len(starts) > 1 else np.ones(size, np.float32)
-        weight = np.zeros(padded.shape[1], np.float32)
-        total = np.zeros((len(queries), 2, padded.shape[1]), np.float32)
+        joiner = WindowJoiner(len(queries), samples, size, self.sample_rate)
         outputs: list[WindowOutput] = []
-        levels: list[np.ndarray] = []
         bar = tqdm(total=len(starts), desc="extracting", unit="window",
                    disable=not progress if progress is not None else len(starts) < 4)
         with bar:
@@ -307,54 +294,23 @@ class Extractor:
                 batch = starts[first: first + _BATCH]
                 windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
                 for start, output in zip(batch, self.infer_windows(windows, queries)):
-                    total[..., start: start + size] += output.audio * triangle
-                    weight[start: start + size] += triangle
-                    levels.append(np.sqrt(np.square(output.audio).mean((1, 2))))
+                    joiner.add(start, output)
                     # a long recording's windows needn't be kept twice
                     outputs.append(replace(output, audio=output.audio[..., :0].copy()))
                     bar.update()
 
-        total /= weight
+        joined, duration = joiner.finish(), min(samples, size) / self.sample_rate
         results = []
         for i, text in enumerate(queries):
-            extracted = _resample(total[i, :, :samples], self.sample_rate, sample_rate)
-            results.append(self._join(text, _fit(extracted, audio.shape[1]), sample_rate, starts,
-                                      min(samples, size), [_pick(o, i) for o in outputs],
-                                      np.array([level[i] for level in levels])))
+            extracted = _resample(joined.audio[i], self.sample_rate, sample_rate)
+            windows = [WindowEstimate(start / self.sample_rate, duration, float(o.azimuth[i]),
+                                      o.likelihood[i], float(o.confidence[i]))
+                       for start, o in zip(starts, outputs)]
+            results.append(Extraction(
+                text, _fit(extracted, audio.shape[1]), sample_rate,
+                float(joined.azimuth[i]) if self.config.use_localization else np.nan,
+                joined.likelihood[i], float(joined.confidence[i]), windows))
         return results[0] if isinstance(query, str) else results
-
-    def _join(self, query: str, audio: np.ndarray, sample_rate: int, starts: Sequence[int],
-              size: int, outputs: list[WindowOutput], levels: np.ndarray) -> Extraction:
-        windows = [WindowEstimate(start / self.sample_rate, size / self.sample_rate,
-                                  float(o.azimuth), o.likelihood, float(o.confidence))
-                   for start, o in zip(starts, outputs)]
-        # windows where the sound is there and loud say more about its direction
-        weights = np.array([o.confidence for o in outputs]) * levels
-        weights = weights / weights.sum() if weights.sum() > 0 else \
-            np.full(len(outputs), 1 / len(outputs))
-        likelihood = np.einsum("w,wd->d", weights, np.stack([o.likelihood for o in outputs]))
-        azimuth = float(estimate_azimuth(likelihood)) if self.config.use_localization else np.nan
-        return Extraction(query, audio, sample_rate, azimuth, likelihood.astype(np.float32),
-                          max(w.confidence for w in windows), windows)
-
-
-def _pick(output: WindowOutput, query: int) -> WindowOutput:
-    return WindowOutput(output.audio[query], output.azimuth[query], output.likelihood[query],
-                        output.confidence[query])
-
-
-def window_starts(samples: int, size: int) -> list[int]:
-    """First samples of half-overlapping windows of ``size`` that cover ``samples``; the last one
-    ends with the recording."""
-    if samples <= size:
-        return [0]
-    return [*range(0, samples - size, size // 2), samples - size]
-
-
-def _triangle(size: int) -> np.ndarray:
-    """Cross-fade weights (size,) of a window; never 0, so that any window covers all it hears."""
-    ramp = (np.arange(size // 2, dtype=np.float32) + 0.5) / (size // 2)
-    return np.concatenate([ramp, np.ones(size - 2 * len(ramp), np.float32), ramp[::-1]])
 
 
 def _resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:

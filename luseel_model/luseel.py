@@ -40,6 +40,7 @@ class LuSeeLOutput:
     token_doa_logits: Tensor | None = None   # (B, Q, 360) the paper's head alone
     tag_tokens: Tensor | None = None         # (B, L, W) audio side of the tagging space
     presence_logits: Tensor | None = None    # (B, Q) is the sound there
+    gate_logits: Tensor | None = None        # (B, Q) of the gain that `audio` has by the presence
     candidates: Candidates | None = None     # what the search with the head's responses found
     candidate_tags: Tensor | None = None     # (B, 2, W) audio side of the candidates' tags
     selection_logits: Tensor | None = None   # (B, Q) the first candidate, not the second
@@ -341,15 +342,15 @@ class LuSeeL(nn.Module):
             if config.transformer.film_skips:
                 skip = self.film_skips[i](skip, text, channel_dim=1)
             x = layer(x, skip, sizes[-1 - i])
-        selection = mixed = None
+        selection = mixed = gate = None
         x = x.float()
         if encoded.candidates is not None:
             match = self.candidate_tagger.similarity(encoded.candidate_tags, sentence)  # B 2 Q
             with torch.autocast(x.device.type, enabled=False):
                 mixed = self._mix(x, encoded, queries, (match[:, 0] - match[:, 1]).flatten())
             gain, bias = self.audibility
-            heard = torch.sigmoid(gain * presence + bias).flatten()
-            spectrum = mixed.spectrum * heard[:, None, None, None]
+            gate = gain * presence + bias
+            spectrum = mixed.spectrum * torch.sigmoid(gate).flatten()[:, None, None, None]
             selection = mixed.selection
         else:
             spectrum = self._output_spectrum(x, encoded, queries)
@@ -381,6 +382,7 @@ class LuSeeL(nn.Module):
             token_doa_logits=None if token_doa is None else token_doa.unflatten(0, shape),
             tag_tokens=encoded.tag_tokens,
             presence_logits=presence,
+            gate_logits=gate,
             candidates=encoded.candidates,
             candidate_tags=encoded.candidate_tags,
             selection_logits=None if mixed is None else selection.unflatten(0, shape),

@@ -348,7 +348,7 @@ class Double:
             audio, azimuth, likelihood, confidence = zip(*sounds)
             outputs.append(SimpleNamespace(
                 audio=np.stack(audio), azimuth=np.array(azimuth), likelihood=np.stack(likelihood),
-                confidence=np.array(confidence)))
+                confidence=np.array(confidence), gate=None))
         self.windows += len(windows)
         return outputs
 

@@ -8,10 +8,11 @@ import torch
 from model_fixtures import changed, make_network, minilm, noise
 
 from luseel_model import Extraction
+from luseel_model.angles import estimate_azimuth
 from luseel_model.checkpoint import save_checkpoint
 from luseel_model.errors import AudioError, LuseelError, QueryError
-from luseel_model.inference import (Extractor, WindowOutput, estimate_azimuth, load_model,
-                                    validate_audio, window_starts)
+from luseel_model.inference import Extractor, WindowOutput, load_model, validate_audio
+from luseel_model.recording import window_starts
 
 RATE = 16000
 QUERY = "dog barking"

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from luseel_model.angles import angular_error
 from luseel_model.errors import ConfigError
-from luseel_model.inference import estimate_azimuth
+from luseel_model.recording import WindowJoiner, window_starts
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import Catalogue, Cell
 from training.benchmark.render import BenchmarkMixture, Renderer
@@ -79,35 +79,22 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
     if not 0 < step <= size:
         raise ConfigError(f"hop {hop:g} s must be above 0 and at most the model's window of "
                           f"{size / SAMPLE_RATE:g} s")
-    starts = [0] if samples <= size else [*range(0, samples - size, step), samples - size]
+    starts = window_starts(samples, size, step)
     padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
-    outputs = []
+    joiner, outputs = WindowJoiner(len(queries), samples, size, SAMPLE_RATE), []
     for first in range(0, len(starts), batch):
         windows = torch.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
         outputs += model.infer_windows(windows, list(queries))
-    found = torch.stack([torch.as_tensor(np.asarray(output.audio)) for output in outputs])
-    likelihood = np.stack([output.likelihood for output in outputs])
-    confidence = np.stack([output.confidence for output in outputs])
+    for start, output in zip(starts, outputs):
+        joiner.add(start, output)
+    joined = joiner.finish()
     azimuth = np.stack([output.azimuth for output in outputs])
-
-    weight = torch.ones(size)
-    if len(starts) > 1:
-        ramp = (torch.arange(size // 2) + 0.5) / (size // 2)
-        weight[:size // 2], weight[size - size // 2:] = ramp, ramp.flip(0)
-    total = torch.zeros(len(queries), 2, padded.shape[-1])
-    share = torch.zeros(padded.shape[-1])
-    for start, part in zip(starts, found):
-        total[..., start:start + size] += part * weight
-        share[start:start + size] += weight
-    # Windows where the sound is there and loud say more about its direction.
-    trust = confidence * found.square().mean((-1, -2)).sqrt().numpy()
-    trust = np.where(trust.sum(0) > 0, trust, 1.0)
-    whole = np.einsum("wq,wqd->qd", trust / trust.sum(0), likelihood)
-    direction = estimate_azimuth(whole)
+    direction = joined.azimuth
     if np.isnan(azimuth).all():  # a model without localization
         direction = np.full(len(queries), np.nan)
-    return Heard((total / share)[..., :samples], direction, confidence.max(0), starts, found,
-                 azimuth, confidence)
+    return Heard(torch.from_numpy(joined.audio), direction, joined.confidence, starts,
+                 torch.stack([torch.as_tensor(np.asarray(o.audio)) for o in outputs]), azimuth,
+                 np.stack([o.confidence for o in outputs]))
 
 
 # -- rows ------------------------------------------------------------------------------------------

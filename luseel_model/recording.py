@@ -1,0 +1,119 @@
+"""From windows to a whole recording: what the windows say is joined to one sound and direction."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from .angles import estimate_azimuth
+
+GATE_MEMORY = 2.0  # [s] over which neighbouring windows' gates are averaged, exp(-t / GATE_MEMORY)
+_GATE_REACH = 6.0  # [s] beyond which a window's gate no longer counts
+
+
+def window_starts(samples: int, size: int, step: int | None = None) -> list[int]:
+    """First samples of windows of ``size`` that cover ``samples``.
+
+    Args:
+        step: from one window to the next; None: half a window. The last window ends with the
+            recording.
+    """
+    if samples <= size:
+        return [0]
+    return [*range(0, samples - size, step or size // 2), samples - size]
+
+
+@dataclass
+class Joined:
+    """Q sounds in a recording of N samples.
+
+    Attributes:
+        audio: (Q, 2, N) float32.
+        likelihood: (Q, 360) in [0, 1].
+        azimuth: (Q,) degrees.
+        confidence: (Q,) in [0, 1] in the window that shows the sound best.
+    """
+
+    audio: np.ndarray
+    likelihood: np.ndarray
+    azimuth: np.ndarray
+    confidence: np.ndarray
+
+
+class WindowJoiner:
+    """Joins the outputs of overlapping windows, in the order of their starts.
+
+    The audio is cross-faded. The gain that a window gives a sound by its confidence (``gate``) is
+    averaged with the neighbours' first: a sound that is heard before and after is there in
+    between. Windows where the sound is there and loud say more about its direction.
+
+    Args:
+        queries: Q.
+        samples: N, of the recording.
+        size: samples of a window.
+        sample_rate: Hz.
+    """
+
+    def __init__(self, queries: int, samples: int, size: int, sample_rate: int):
+        self._samples, self._size, self._rate = samples, size, sample_rate
+        length = max(samples, size)
+        self._fade = _triangle(size) if samples > size else np.ones(size, np.float32)
+        self._weight = np.zeros(length, np.float32)
+        self._total = np.zeros((queries, 2, length), np.float32)
+        self._times: list[float] = []
+        self._gates: list[np.ndarray] = []
+        self._evidence: list[tuple[np.ndarray, np.ndarray]] = []  # confidence, likelihood
+        self._levels: list[np.ndarray] = []
+        self._waiting: deque[tuple[int, int, np.ndarray]] = deque()  # number, start, audio
+
+    def add(self, start: int, output) -> None:
+        """A :class:`~luseel_model.inference.WindowOutput` for the window from sample ``start``."""
+        number, now = len(self._times), start / self._rate
+        self._times.append(now)
+        self._evidence.append((output.confidence, output.likelihood))
+        self._levels.append(np.sqrt(np.square(output.audio).mean((1, 2))))
+        if output.gate is None:
+            self._put(start, output.audio)
+            return
+        self._gates.append(np.asarray(output.gate, np.float64))
+        self._waiting.append((number, start, output.audio))
+        while now - self._waiting[0][1] / self._rate >= _GATE_REACH:
+            self._release()
+
+    def _release(self) -> None:
+        number, start, audio = self._waiting.popleft()
+        apart = np.abs(np.array(self._times) - self._times[number])
+        near = apart <= _GATE_REACH
+        weight = np.exp(-apart[near] / GATE_MEMORY)
+        gate = weight @ np.stack(self._gates)[near] / weight.sum()
+        gain = np.exp(_log_sigmoid(gate) - _log_sigmoid(self._gates[number]))
+        self._put(start, audio * gain[:, None, None].astype(np.float32))
+
+    def _put(self, start: int, audio: np.ndarray) -> None:
+        self._total[..., start:start + self._size] += audio * self._fade
+        self._weight[start:start + self._size] += self._fade
+
+    def finish(self) -> Joined:
+        """The whole, once all windows are in."""
+        while self._waiting:
+            self._release()
+        confidence = np.stack([c for c, _ in self._evidence])              # W Q
+        weight = confidence * np.stack(self._levels)
+        weight = np.where(weight.sum(0) > 0, weight, 1.0)
+        likelihood = np.einsum("wq,wqd->qd", weight / weight.sum(0),
+                               np.stack([v for _, v in self._evidence]))
+        return Joined((self._total / self._weight)[..., :self._samples],
+                      likelihood.astype(np.float32), estimate_azimuth(likelihood),
+                      confidence.max(0))
+
+
+def _log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0.0, -x)
+
+
+def _triangle(size: int) -> np.ndarray:
+    """Cross-fade weights (size,) of a window; never 0, so that any window covers all it hears."""
+    ramp = (np.arange(size // 2, dtype=np.float32) + 0.5) / (size // 2)
+    return np.concatenate([ramp, np.ones(size - 2 * len(ramp), np.float32), ramp[::-1]])
