@@ -72,13 +72,14 @@ def _draw_windows(axes, extraction: Extraction) -> None:
 
 
 def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
-                     path: str | Path) -> None:
+                     path: str | Path, truth: Sequence[float] | None = None) -> None:
     """Write a picture: the mixture on top, then a row for each query with its sound, the azimuth
     of each window on it (dots, the more opaque the surer), and its likelihood on the circle.
 
     Args:
         mixture: (2, samples) at the extractions' rate.
         path: PNG, SVG or PDF.
+        truth: true azimuth of each in degrees, drawn as well where it is known.
     """
     import matplotlib
     matplotlib.use("Agg")
@@ -96,6 +97,7 @@ def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
                          f"“{extraction.query}”, confidence {extraction.confidence:.2f}", top)
         _draw_windows(axes.twinx(), extraction)
         draw_directions(figure.add_subplot(grid[row, 1], projection="polar"),
-                        extraction.likelihood, extraction.azimuth)
+                        extraction.likelihood, extraction.azimuth,
+                        None if truth is None else truth[row - 1])
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -4,6 +4,7 @@
     luseel-benchmark-set evaluate --checkpoint PATH   # every cell; the same command resumes
     luseel-benchmark-set compare RUN_A RUN_B
     luseel-benchmark-set audio --out FOLDER           # the mixtures as FLAC files
+    luseel-benchmark-set examples RUN --out FOLDER    # median mixtures to hear and see
     luseel-benchmark-set write --out FOLDER           # a new version of the catalogue
 """
 
@@ -29,6 +30,7 @@ from training.benchmark.catalogue import (
     load_catalogue,
     make_catalogue,
 )
+from training.benchmark.examples import read_licences, write_examples
 from training.benchmark.render import Renderer, check_rooms
 from training.benchmark.report import markdown, summarise, write_report
 from training.benchmark.run import Results, run_cell
@@ -202,6 +204,25 @@ def audio(options: argparse.Namespace) -> None:
                                      mixture.noise_db])
 
 
+def examples(options: argparse.Namespace) -> None:
+    """Write the median mixture of some cells as sounds and pictures."""
+    from luseel_model import load_model
+    from luseel_model.checkpoint import find_checkpoint
+
+    run = json.loads((Path(options.run_folder) / "run.json").read_text(encoding="utf-8"))
+    if file_sha256(find_checkpoint(options.checkpoint)) != run["model_sha256"]:
+        raise ConfigError(f"{options.run_folder} is a run of another checkpoint ({run['model']})")
+    model, catalogue = load_model(options.checkpoint, options.device), load_catalogue(
+        options.catalogue)
+    cells = catalogue.choose(options.cells)
+    pool, _ = _recordings(catalogue, options.packed, True)
+    results = Results(options.run_folder, run)
+    written = write_examples(model, _renderers(catalogue, cells, pool, options.rooms),
+                             {cell.name: results.rows(cell.name) for cell in cells},
+                             read_licences(options.packed), options.out, run["give_head"])
+    print(f"{len(written)} files in {options.out}")
+
+
 def write(options: argparse.Namespace) -> None:
     """Draw a catalogue from the packed recordings."""
     pool = ClipPool.load(options.packed, "test")
@@ -274,6 +295,12 @@ def main(arguments: list[str] | None = None) -> int:
     part.add_argument("--cells", nargs="+", metavar="CELL")
     part.add_argument("--mixtures", type=int)
     part.add_argument("--allow-missing", action="store_true")
+    part = command(examples, "Write the median mixture of some cells as sounds and pictures.")
+    part.add_argument("run_folder", metavar="RUN", help="folder of an evaluated run")
+    part.add_argument("--checkpoint", help="the checkpoint of that run (default: the shipped)")
+    part.add_argument("--out", required=True)
+    part.add_argument("--cells", nargs="+", metavar="CELL")
+    part.add_argument("--device", help="cpu, cuda, ...")
     part = command(write, "Draw a new version of the catalogue from packed recordings.",
                    data=False)
     part.add_argument("--packed", default="data/packed")
