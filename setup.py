@@ -90,7 +90,7 @@ COMMANDS = [
 PACKAGES = ["luseel_model", "training"]
 DATA = {
     "luseel_model": ["configs/*.yaml", "checkpoints/**/*"],
-    "training": ["*.yaml", "configs/*.yaml", "corpus/*.csv", "head_data/**/*",
+    "training": ["*.yaml", "configs/**/*.yaml", "corpus/*.csv", "head_data/**/*",
                  "benchmark/**/*"],
 }
 

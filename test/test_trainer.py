@@ -381,6 +381,24 @@ def test_one_of_the_sources_is_asked_for(settings, tmp_path):
     assert all(torch.equal(target[i, 0], scene.sources[i, which[i]]) for i in range(16))
 
 
+def test_the_anchor_is_asked_for(settings, tmp_path):
+    """The paper's target is the sound whose level the others are set against."""
+    trainer = trainer_of(settings, tmp_path, tag_steps=0, data={"anchor_only": True})
+    seen = []
+    extraction = trainer.objective.extraction
+
+    def watched(network, output, mixture, target, azimuth, present):
+        seen.append((target.clone(), azimuth.clone()))
+        return extraction(network, output, mixture, target, azimuth, present)
+
+    trainer.objective.extraction = watched
+    scene = trainer.simulator.sample(6)
+    trainer.losses(scene, trainer.generator)
+    (target, azimuth), = seen
+    assert torch.equal(target, scene.sources[:, :1])
+    assert torch.equal(azimuth, scene.azimuth[:, :1]) and not scene.snr_db[:, 0].any()
+
+
 def test_validation_leaves_training_alone(settings, tmp_path):
     trainer = trainer_of(settings, tmp_path, tag_steps=0)
     trainer.train_step()
@@ -432,8 +450,9 @@ def test_it_learns(settings, tmp_path):
 
 # -- configurations
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIG_FOLDER.glob("*.yaml")
-                                        if p.stem != "evaluation"))
+@pytest.mark.parametrize("name", sorted(
+    str(p.relative_to(CONFIG_FOLDER).with_suffix("")) for p in CONFIG_FOLDER.rglob("*.yaml")
+    if p.stem != "evaluation"))
 def test_shipped_configurations(name):
     config = load_train_config(name)
     model = config.model_config()
@@ -448,6 +467,20 @@ def test_the_papers_optimisation():
     assert config.validation.stop_patience == 10 and config.batch_size == 128
     assert config.data.simulation.n_sources == (2, 3)
     assert config.data.simulation.snr_db == (-5, 5)
+
+
+def test_base_of_a_configuration(tmp_path):
+    """What a file says comes on top of its base, key by key, over several files."""
+    (tmp_path / "one.yaml").write_text(
+        "base: debug\nname: one\nloss: {doa: 7.0}\ndata: {simulation: {rate: null}}\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\nname: two\nloss: {masked: 0.0}\n")
+    debug, two = load_train_config("debug"), load_train_config(tmp_path / "two.yaml", ["steps=3"])
+    assert (two.name, two.steps, two.loss.doa, two.loss.masked) == ("two", 3, 7.0, 0.0)
+    assert two.data.simulation.rate is None and two.data.packed == debug.data.packed
+    assert two.loss.trust == debug.loss.trust and two.overrides == debug.overrides
+    (tmp_path / "one.yaml").write_text("base: two.yaml\n")
+    with pytest.raises(ConfigError, match="leads back"):
+        load_train_config(tmp_path / "two.yaml")
 
 
 def test_changes_from_the_command_line():
@@ -501,6 +534,41 @@ def test_command(settings, tmp_path, capsys):
     assert "no checkpoint at gone" in capsys.readouterr().err
 
 
+def test_dry_run(settings, tmp_path, capsys):
+    """Parameters, memory and steps of a run without starting it; time from a measured rate only."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    arguments = ["--config", str(path), "--out", str(tmp_path / "run"), "--dry-run"]
+    count = make_network(changed("tiny")).parameter_count()
+    assert train.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert f"toy: {count:,} trainable parameters" in text and "time: not known" in text
+    assert "an epoch of 8 scenes" in text and "takes 3 steps" in text
+    assert not (tmp_path / "run").exists()
+    assert train.main([*arguments, "--rate", "0.1", "--set", "data.packed=gone"]) == 0
+    text = capsys.readouterr().out
+    assert "1.3 min for all 8 steps" in text and "no recordings in gone" in text
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.csv").write_text("step,steps_per_s\n1,2\n2,4\n3,4\n")
+    assert train.main(arguments) == 0
+    assert "time at 4 steps/s" in capsys.readouterr().out
+    assert train.main([*arguments, "--rate", "0"]) == 2
+    assert "--rate must be above 0" in capsys.readouterr().err
+
+
+def test_memory_of_a_dry_run(settings):
+    """Of a network with twice the channels more is kept, but not twice as much: the losses' share
+    and the tokens' stay."""
+    from training.dry_run import saved_bytes
+
+    config = config_of(settings, overrides={"tagging": {"width": 0}},
+                       loss={"dense_tags": 0, "clip_tags": 0, "presence": 0})
+    small, large = (make_network(changed("tiny", tagging={"width": 0}, backbone={"channels": n}))
+                    for n in (8, 16))
+    sizes = [saved_bytes(config, net.config, net) for net in (small, large)]
+    assert 1.2 < sizes[1] / sizes[0] < 2
+
+
 # -- sounds that aren't there, and the search with the head's responses
 
 def test_absent_sounds_are_asked_for_and_silenced(settings, tmp_path):
@@ -541,3 +609,16 @@ def test_candidates_are_tagged_first_and_resumed_exactly(settings, tmp_path):
     resumed = Trainer(config_of(settings, **changes), tmp_path / "whole")
     again = resumed.train_step()
     assert all(torch.equal(terms[k], again[k]) for k in terms)
+
+
+def test_only_what_is_named_is_trained(settings, tmp_path):
+    """The rest neither learns nor gathers statistics."""
+    changes = {"tag_steps": 0, "train_only": ["token_localizer", "film_skips"]}
+    names = ("token_localizer.", "film_skips.")
+    trainer = trainer_of(settings, tmp_path, **changes)
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.train_step()
+    different = {k for k, v in trainer.network.state_dict().items() if not v.equal(before[k])}
+    assert different and all(k.startswith(names) for k in different)
+    with pytest.raises(ConfigError, match="no nonsense"):
+        trainer_of(settings, tmp_path / "other", train_only=["nonsense"])

@@ -11,20 +11,18 @@ import argparse
 import dataclasses
 import json
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from luseel_model import load_model
 from luseel_model.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
 from luseel_model.config import ModelConfig, to_dict
-from luseel_model.errors import ConfigError, LuseelError
+from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
 from training.captions import Captions
 from training.corpus import toy
@@ -32,6 +30,7 @@ from training.evaluation import EvaluationConfig, evaluate
 from training.heads import load_head, make_head, read_sofa, read_ssr_wav
 from training.pool import ClipPool
 from training.report import format_interval
+from training.train import add_run_options, run_command
 from training.trainer import TrainConfig, Trainer, load_train_config
 
 OWN_SHARE = 2 / 3  # of the scenes are heard by the own head
@@ -234,42 +233,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--uncalibrated", action="store_true",
                         help="take the responses as measured: the robot's audio then must not be "
                         "calibrated either")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA where there is one)")
-    parser.add_argument("--minutes", type=float, help="stop after this time; resume any time")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
-                        help="change one key of the configuration")
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    add_run_options(parser)
+    return run_command("luseel-finetune", parser.parse_args(argv), _finetune)
+
+
+def _finetune(args: argparse.Namespace) -> int:
     changes = list(args.changes)
     if args.packed:
         changes.append(f"data.packed={json.dumps(args.packed)}")
     if args.steps is not None:
         changes += [f"steps={args.steps}", f"optimizer.decay_steps={round(args.steps * 0.75)}"]
-    # a server's shutdown ends the run as Ctrl-C does: saved
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        if args.mixtures < 1 or (args.steps is not None and args.steps < 1):
-            raise ConfigError("--mixtures and --steps must be 1 or more")
-        config = load_train_config(args.config, changes)
-        if Path(config.data.packed) == toy.FOLDER and not (toy.FOLDER / "kinds.txt").is_file():
-            print(f"making the toy corpus of generated sounds in {toy.FOLDER}")
-            toy.build(toy.FOLDER)
-        head = read_head(args.head, not args.uncalibrated)
-        if "calibration" in head.metadata:
-            print(f"{head.name}: licence {head.metadata.get('licence', 'not stated')}; put right: "
-                  f"{head.metadata['calibration']}")
-        out = Path(args.out or Path("runs") / head.name)
-        result = finetune(head, out, config, args.init, args.also, args.mixtures, args.device,
-                          args.minutes)
-    except LuseelError as error:
-        print(f"luseel-finetune: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("luseel-finetune: stopped; the same command resumes from the last save",
-              file=sys.stderr)
-        return 130
+    if args.mixtures < 1 or (args.steps is not None and args.steps < 1):
+        raise ConfigError("--mixtures and --steps must be 1 or more")
+    config = load_train_config(args.config, changes)
+    toy.build_if_asked_for(config.data.packed)
+    head = read_head(args.head, not args.uncalibrated)
+    if "calibration" in head.metadata:
+        print(f"{head.name}: licence {head.metadata.get('licence', 'not stated')}; put right: "
+              f"{head.metadata['calibration']}")
+    out = Path(args.out or Path("runs") / head.name)
+    result = finetune(head, out, config, args.init, args.also, args.mixtures, args.device,
+                      args.minutes)
     if result is not None:
         print(f"written: {result}\nuse it:  ros2 run luseel luseel_node --ros-args -p "
               f"model:={result.resolve()} -p calibration:=ears.yaml\n"

@@ -2,7 +2,7 @@
 
 The order of a step: simulate scenes, draw wordings, forward, objective, update, average weights.
 All random numbers come from generators whose state is saved, so that a run that was interrupted
-and resumed equals an uninterrupted one.
+and resumed equals an uninterrupted one. Several processes may share a run (distributed.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Sequence
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -32,19 +32,22 @@ from luseel_model.config import (ModelConfig, build_config, find_config, load_co
 from luseel_model.errors import CheckpointError, ConfigError
 from luseel_model.features import stft
 from luseel_model.head_search import PreparedHead
-from luseel_model.inference import pick_device
-from luseel_model.luseel import LuSeeL, LuSeeLOutput
+from luseel_model.luseel import LuSeeL, LuSeeLOutput, spectrum_level
 from luseel_model.text import TextEncoder
 from training import SAMPLE_RATE
 from training.captions import Captions
+from training.distributed import Processes
 from training.heads import load_head
 from training.metrics import batch_metrics
+from training.mlp_gcc import MLPGCC
 from training.objective import LossConfig, Objective
 from training.pool import ClipPool
 from training.queries import QueryBank
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+NETWORKS = {"luseel": LuSeeL, "mlp-gcc": MLPGCC}
+_SEED_STRIDE = 1_000_003  # between the seeds of processes that share a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,9 @@ class DataConfig:
     ``queries`` of a mixture's sources are asked for in a step (0: all of them); in
     ``absent_share`` of the mixtures the last of them asks for a sound that isn't there.
     ``other_head``: share of batches whose search (luseel_model/head_search.py) is given the
-    responses of another head than the one that heard them.
+    responses of another head than the one that heard them. ``anchor_only`` asks for the sound that
+    the others' levels were set against (paper, section 3.1). ``ears``: 'left' lets both inputs hear
+    the left ear.
     """
 
     packed: str = "data/packed"
@@ -65,6 +70,8 @@ class DataConfig:
     queries: int = 0
     absent_share: float = 0.0
     other_head: float = 0.0
+    anchor_only: bool = False
+    ears: Literal["both", "left"] = "both"
     simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
 
 
@@ -99,16 +106,21 @@ class ValidationConfig:
 class TrainConfig:
     """One training run. ``tag_steps``: first steps that train encoder and tagger alone, with
     batches of ``tag_batch_size`` scenes of ``tag_sources`` sounds; ``candidate_steps``: first steps
-    that train the tagger of the search's candidates alone, with batches of that size."""
+    that train the tagger of the search's candidates alone, with batches of that size. Batches are
+    those of all processes together. ``train_only``: parts of the network (its attributes) to train,
+    the others stay as they are (none: all are trained). ``network``: 'mlp-gcc' is the paper's
+    baseline (mlp_gcc.py)."""
 
     name: str
     model: str
     steps: int
+    network: Literal["luseel", "mlp-gcc"] = "luseel"
     batch_size: int = 8
     tag_steps: int = 0
     candidate_steps: int = 0
     tag_batch_size: int = 24
     tag_sources: tuple[int, ...] = (1, 2)
+    train_only: tuple[str, ...] = ()
     seed: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 20
@@ -137,6 +149,17 @@ class TrainConfig:
             raise ConfigError("candidate_steps need a weight in loss.candidate_tags")
         if self.tag_steps and not tagging:
             raise ConfigError("tag_steps need a weight in loss.dense_tags, clip_tags or presence")
+        if self.data.ears == "left" and model.use_localization:
+            raise ConfigError("data.ears 'left' leaves no direction to learn: switch "
+                              "use_localization off")
+        if self.network == "mlp-gcc":
+            if self.tag_steps or tagging or model.head_search.azimuths or not loss.doa:
+                raise ConfigError("the network mlp-gcc has no audio encoder: it needs a weight in "
+                                  "loss.doa, and none in loss.dense_tags, clip_tags and presence, "
+                                  "no tag_steps and no head_search")
+            if loss.si_snr or loss.spectrum or loss.magnitude or loss.polarity or loss.absent:
+                raise ConfigError("the network mlp-gcc extracts nothing: leave loss.si_snr, "
+                                  "spectrum, magnitude, polarity and absent out")
         if not (loss.si_snr or loss.spectrum or loss.magnitude or
                 (model.use_localization and (loss.doa or loss.doa_tokens))):
             raise ConfigError("loss has no weight above 0 for the extraction or its direction")
@@ -147,18 +170,41 @@ class TrainConfig:
                 raise ConfigError(f"data.{name} must be within 0 and 1, got "
                                   f"{getattr(self.data, name)}")
 
+    @property
+    def first_steps(self) -> int:
+        """Steps before anything is extracted."""
+        return max(self.tag_steps, self.candidate_steps)
+
     def model_config(self) -> ModelConfig:
         """The model's configuration with ``overrides`` (nested mapping) applied."""
-        def merged(base: dict, change: dict) -> dict:
-            return {**base, **{key: merged(base[key], value) if isinstance(value, dict)
-                               and isinstance(base.get(key), dict) else value
-                               for key, value in change.items()}}
-        return build_config(ModelConfig, merged(to_dict(load_config(self.model)), self.overrides))
+        return build_config(ModelConfig, _merged(to_dict(load_config(self.model)), self.overrides))
+
+
+def _merged(base: dict, change: dict) -> dict:
+    """Nested mappings, ``change`` on top."""
+    return {**base, **{key: _merged(base[key], value) if isinstance(value, dict)
+                       and isinstance(base.get(key), dict) else value
+                       for key, value in change.items()}}
+
+
+def _read_with_base(name_or_path: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A configuration on top of the one that its ``base`` names: a name in training/configs, or a
+    YAML file, from the folder of the file that names it."""
+    path = find_config(name_or_path, CONFIG_FOLDER, "training")
+    if path in above:
+        raise ConfigError(f"{path}: base leads back to the same file")
+    data = read_yaml(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if Path(str(base)).suffix:
+        base = path.parent / str(base)
+    return _merged(_read_with_base(str(base), (*above, path)), data)
 
 
 def load_train_config(name_or_path: str | Path, changes: list[str] | None = None) -> TrainConfig:
     """A training configuration by name or path; ``changes`` like ``optimizer.patience=3``."""
-    data = read_yaml(find_config(name_or_path, CONFIG_FOLDER, "training"))
+    data = _read_with_base(name_or_path)
     for change in changes or []:
         key, separator, value = change.partition("=")
         if not separator:
@@ -182,15 +228,19 @@ class Trainer:
             ``validation.csv`` and TensorBoard files. A ``resume.pt`` in it is resumed.
         device: 'cpu', 'cuda', ...; default: CUDA where there is one.
         init: checkpoint whose weights start the run (fine-tuning).
+        processes: those that share the run; the first one logs, validates and saves.
     """
 
     def __init__(self, config: TrainConfig, out: str | Path, device: str | None = None,
-                 init: str | Path | None = None):
-        self.config, self.out = config, Path(out)
-        self.device = pick_device(device)
+                 init: str | Path | None = None, processes: Processes = Processes()):
+        self.config, self.out, self.processes = config, Path(out), processes
+        self.device = processes.device(device)
+        self.batch_size = processes.share(config.batch_size, "batch_size")
+        self.first_batch_size = processes.share(config.tag_batch_size, "tag_batch_size") \
+            if config.first_steps else 0
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
-        self.network = LuSeeL(config.model_config())
+        self.network = NETWORKS[config.network](config.model_config())
         if init is not None:
             try:
                 self.network.load_state_dict(
@@ -207,10 +257,12 @@ class Trainer:
             both = [hrir for head in heads for hrir in (head.hrir, mirrored(head.hrir))]
             self.heads = [search.prepare(search.spectra(hrir)).to(self.device) for hrir in both]
         self.network.to(self.device)
+        self._freeze(config.train_only)
         self.objective = Objective(config.loss, self.network).to(self.device)
+        self._step_losses = processes.wrap(_Losses(self))
         self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         decay, plain = [], []
-        for parameter in self.network.parameters():
+        for parameter in filter(lambda p: p.requires_grad, self.network.parameters()):
             (decay if parameter.dim() > 1 else plain).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": config.optimizer.weight_decay},
@@ -229,21 +281,40 @@ class Trainer:
             raise ConfigError(
                 f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
                 f"{self.network.config.window}: make them equal")
+        # every process makes scenes of its own
+        seed = config.seed + _SEED_STRIDE * processes.rank
+        if processes.rank:
+            torch.manual_seed(seed)
         self.simulator = BinauralSimulator(
-            self.train_pool, heads, data.simulation, self.device, config.seed,
-            self.bank.confusable)
+            self.train_pool, heads, data.simulation, self.device, seed, self.bank.confusable)
         plain_simulation = data.simulation.plain()
         self.validation_simulator = BinauralSimulator(
             valid_pool, heads[:1], plain_simulation, self.device, 1234, self.bank.confusable,
             split="valid")
-        self.generator = torch.Generator().manual_seed(config.seed + 1)  # wordings, query choice
+        self.generator = torch.Generator().manual_seed(seed + 1)  # wordings, query choice
 
         self.step, self.best, self.best_step, self.stale, self.rate_factor = 0, math.inf, 0, 0, 1.0
+        self.elapsed = 0.0  # seconds of training and validation, of all runs into this folder
         self._scenes: list[Scene] | None = None
         self._seconds, self._scenes_done = {"simulation": 0.0, "network": 0.0}, 0
         if (self.out / "resume.pt").exists():
             self._resume()
-        (self.out / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        if processes.is_first:
+            (self.out / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+
+    def _freeze(self, kept: Sequence[str]) -> None:
+        parts = dict(self.network.named_children()) | dict(self.network.named_parameters())
+        if unknown := sorted(set(kept) - set(parts)):
+            raise ConfigError(f"train_only: the network has no {', '.join(unknown)}")
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not kept or name in kept or name.split(".")[0] in kept)
+
+    def _train_mode(self) -> None:
+        """Training mode; what is frozen behaves as in use: no dropout, no new statistics."""
+        self.network.train()
+        if kept := self.config.train_only:
+            for name, part in self.network.named_children():
+                part.train(name in kept)
 
     # -- state
 
@@ -258,34 +329,55 @@ class Trainer:
             raise CheckpointError(
                 f"{path} doesn't fit this run ({error}): train into another folder, or delete it "
                 "to start over") from error
+        for name in ("step", "best", "best_step", "stale", "rate_factor"):
+            setattr(self, name, state[name])
+        self.elapsed = state.get("elapsed", 0.0)
+        others = state.get("others", [])
+        if len(others) + 1 != self.processes.size:
+            raise CheckpointError(
+                f"{path} was saved by {len(others) + 1} processes: go on with as many, or start "
+                f"another run from its weights with --init {self.out / 'last.safetensors'}")
+        self._set_chance(others[self.processes.rank - 1] if self.processes.rank else state)
+        if self.processes.is_first:  # what was logged after the save happens again
+            for name in ("log.csv", "validation.csv"):
+                _truncate_csv(self.out / name, self.step)
+
+    def _chance(self) -> dict[str, Any]:
+        """State of all that is random in this process."""
+        state = {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state(),
+                 "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _set_chance(self, state: dict[str, Any]) -> None:
         self.simulator.load_state_dict(state["simulator"])
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch"].cpu())
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"].cpu())
-        for name in ("step", "best", "best_step", "stale", "rate_factor"):
-            setattr(self, name, state[name])
-        # what was logged after the save happens again
-        for name in ("log.csv", "validation.csv"):
-            _truncate_csv(self.out / name, self.step)
 
     def save_resume(self) -> None:
         """Write everything that an exact resumption needs, atomically."""
+        chance, *others = self.processes.gather(self._chance())
+        if not self.processes.is_first:
+            return
         state = {
             "network": self.network.state_dict(), "average": self.average,
-            "optimizer": self.optimizer.state_dict(), "simulator": self.simulator.state_dict(),
-            "generator": self.generator.get_state(), "torch": torch.get_rng_state(),
-            **{n: getattr(self, n) for n in ("step", "best", "best_step", "stale", "rate_factor")},
+            "optimizer": self.optimizer.state_dict(), **chance, "others": others,
+            **{n: getattr(self, n) for n in ("step", "best", "best_step", "stale", "rate_factor",
+                                             "elapsed")},
         }
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state()
         temporary = self.out / "resume.pt.tmp"
         torch.save(state, temporary)
         os.replace(temporary, self.out / "resume.pt")
 
     def save_network(self, name: str, **info: Any) -> None:
-        info = {"training": self.config.name, "step": self.step,
-                "kinds": self.train_pool.kinds, **info}
+        if not self.processes.is_first:
+            return
+        info = {"training": self.config.name, "step": self.step, "kinds": self.train_pool.kinds,
+                "network": self.config.network, "ears": self.config.data.ears,
+                "training_seconds": round(self.elapsed, 1), **info}
         save_checkpoint(self.out / name, self._evaluated_state(), self.network.config, info)
 
     def _evaluated_state(self) -> dict[str, Tensor]:
@@ -331,7 +423,8 @@ class Trainer:
         batch, count = kind.shape
         wanted = min(self.config.data.queries or count, count)
         asked = torch.rand(kind.shape, generator=bank_generator).argsort(1)[:, :wanted]
-        asked = asked.to(kind.device)
+        asked = (torch.zeros_like(asked[:, :1]) if self.config.data.anchor_only else asked).to(
+            kind.device)
         rows = torch.arange(batch, device=kind.device)[:, None]
         sources, azimuth, kind = (x[rows, asked] for x in (sources, azimuth, kind))
         present = None
@@ -363,34 +456,35 @@ class Trainer:
         as a perfect search would give them."""
         size = self.network.config.stft
         spectrum = stft(scene.mixture, size.n_fft, size.hop)
-        rms = spectrum.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-5
+        _, level = spectrum_level(spectrum)
         images = None
         if torch.rand((), generator=generator) < 0.5 and scene.sources.shape[1] >= 2:
-            images = stft(scene.sources[:, :2], size.n_fft, size.hop) / rms[..., None]
+            images = stft(scene.sources[:, :2], size.n_fft, size.hop) / level[..., None]
         with self._autocast():
-            found, tags, _ = self.network.search(spectrum / rms, heads, index, images)
+            found, tags, _ = self.network.search(spectrum / level, heads, index, images)
         return LuSeeLOutput(audio=scene.mixture, candidates=found, candidate_tags=tags)
 
     def _heard(self, scene: Scene) -> Scene:
-        """What the network hears of a scene: both ears, or the left one."""
-        ears = self.network.config.audio_channels
+        """What the network hears of a scene: both ears, or the left one, or that one twice."""
+        ears = list(range(self.network.config.audio_channels))
+        if self.config.data.ears == "left":
+            ears = [0] * len(ears)
         return dataclasses.replace(
-            scene, mixture=scene.mixture[:, :ears], sources=scene.sources[:, :, :ears])
+            scene, mixture=scene.mixture[:, ears], sources=scene.sources[:, :, ears])
 
     def train_step(self) -> dict[str, Tensor]:
         """Loss, gradient norm and weighted terms of one step."""
         config = self.config
         started = time.perf_counter()
-        first = max(config.tag_steps, config.candidate_steps)
-        size = config.tag_batch_size if self.step < first else config.batch_size
+        size = self.first_batch_size if self.step < config.first_steps else self.batch_size
         scene = self._heard(self.simulator.sample(size))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # the scenes are made now, not only asked for
         simulated = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step)
-        self.network.train()
-        terms = self.losses(scene, self.generator)
+        self._train_mode()
+        terms = self._step_losses(scene, self.generator)
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -464,42 +558,62 @@ class Trainer:
         """Train to the end (or for ``max_minutes``), resuming where the folder left off.
 
         Ctrl-C (or SIGTERM) finishes the step and saves before it stops; a second one stops at
-        once, and leaves what was last saved. Returns the last validation.
+        once, and leaves what was last saved. Returns the last validation (nothing in processes
+        other than the first). A signal or the time limit of one process stops all after the same
+        step.
         """
-        config = self.config
-        writer = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1)
+        config, first = self.config, self.processes.is_first
+        writer = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1) if first \
+            else None
         deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
         result: dict[str, float] = {}
         bar = tqdm(total=config.steps, initial=self.step, desc=config.name, unit="step",
-                   dynamic_ncols=True)
+                   dynamic_ncols=True, disable=not first)
+        clock = time.monotonic()
         sums: dict[str, list[Tensor]] = {}
         try:
             with _interrupts_after_step() as interrupted:
-                while (self.step < config.steps and time.monotonic() < deadline
-                       and self.stale < config.validation.stop_patience and not interrupted):
+                while (self.step < config.steps
+                       and self.stale < config.validation.stop_patience
+                       and not self.processes.any(bool(interrupted)
+                                                  or time.monotonic() >= deadline)):
                     for key, value in self.train_step().items():
                         sums.setdefault(key, []).append(value.detach())
                     bar.update()
+                    clock, before = time.monotonic(), clock
+                    self.elapsed += clock - before
                     if self.step % config.log_every == 0:
-                        self._log(sums, writer, bar)
+                        if first:
+                            self._log(sums, writer, bar)
                         sums = {}
                     if self.step % config.validation.every == 0 or self.step == config.steps:
-                        if self.step > max(config.tag_steps, config.candidate_steps):
+                        if self.step > config.first_steps:
                             result = self._validation_round(writer)
                     if self.step % config.save_every == 0:
                         self.save_resume()
                 self.save_resume()
                 self.save_network("last.safetensors")
-                if interrupted:
+                if not first:
+                    pass
+                elif interrupted:
                     tqdm.write("interrupted and saved; the same command resumes")
                 elif self.stale >= config.validation.stop_patience:
                     tqdm.write(f"no improvement in {self.stale} validations: stopped")
         finally:
             bar.close()
-            writer.close()
+            if writer is not None:
+                writer.close()
         return result
 
-    def _validation_round(self, writer: SummaryWriter) -> dict[str, float]:
+    def _validation_round(self, writer: SummaryWriter | None) -> dict[str, float]:
+        """The first process validates, all learn what it means for the schedule."""
+        result = self._validated(writer) if writer is not None else {}
+        self.best, best_step, stale, self.rate_factor = self.processes.from_first(
+            [self.best, self.best_step, self.stale, self.rate_factor])
+        self.best_step, self.stale = int(best_step), int(stale)
+        return result
+
+    def _validated(self, writer: SummaryWriter) -> dict[str, float]:
         result = self.validate()
         if result["loss"] < self.best:
             self.best, self.best_step, self.stale = result["loss"], self.step, 0
@@ -531,6 +645,18 @@ class Trainer:
         bar.set_postfix_str(f"loss {row['loss']:.2f}, "
                             f"scenes/s: {row['simulation_scenes_per_s']:.0f} simulated, "
                             f"{row['network_scenes_per_s']:.0f} trained")
+
+
+class _Losses(nn.Module):
+    """:meth:`Trainer.losses` as the forward pass of a module, for DistributedDataParallel."""
+
+    def __init__(self, trainer: Trainer):
+        super().__init__()
+        self.network = trainer.network
+        self.trainer = trainer
+
+    def forward(self, scene: Scene, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.trainer.losses(scene, generator)
 
 
 @contextlib.contextmanager
