@@ -294,17 +294,20 @@ class HeadSearchConfig:
 
     ``azimuths``: directions searched, a divisor of 360 (0: no search). The two candidate sounds
     are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.
+    ``voting``: width of the network that counts the bins' votes for a direction (0: none).
     """
 
     azimuths: int = 0
     mel_bands: int = 64
     tagger_channels: tuple[int, ...] = (64, 128, 256)
     tagger_dropout: float = 0.3
+    voting: int = 0
 
     def __post_init__(self) -> None:
         _require(self.azimuths == 0 or (self.azimuths >= 24 and 360 % self.azimuths == 0),
                  f"azimuths must be 0 or a divisor of 360 from 24, got {self.azimuths}")
         _require_at_least(self, 8, "mel_bands")
+        _require_at_least(self, 0, "voting")
         _require(len(self.tagger_channels) > 0 and min(self.tagger_channels) >= 1,
                  "tagger_channels must be positive numbers")
         _require_share(self, "tagger_dropout")
@@ -397,7 +400,8 @@ def find_config(name_or_path: str | Path, folder: Path, what: str) -> Path:
         return path
     path = folder / f"{name_or_path}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        known = ", ".join(sorted(
+            p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")))
         raise ConfigError(
             f"no {what} configuration called {str(name_or_path)!r}; there are: {known}")
     return path

@@ -74,8 +74,9 @@ def _forms(unit: Tensor) -> Tensor:
                        -1).transpose(0, 1).contiguous()
 
 
-def _moments(spectrum: Tensor) -> Tensor:
-    """(B, 2, f, T) complex → (B, f, 4, T)."""
+def moments(spectrum: Tensor) -> Tensor:
+    """(B, 2, f, T) complex → (B, f, 4, T): levels of the ears, real and minus imaginary part of
+    their cross-spectrum, as the forms of a head take them."""
     left, right = spectrum[:, 0], spectrum[:, 1]
     cross = left * right.conj()
     return torch.stack([left.abs().square(), right.abs().square(), cross.real, -cross.imag], 2)
@@ -149,7 +150,7 @@ class HeadSearch(nn.Module):
             spectrum: (B, 2, F, T), complex.
         """
         x = spectrum[:, :, self.search_bins.to(spectrum.device)]
-        residual = (head.search_forms @ _moments(x)).clamp_min(0).sqrt()   # B f D T
+        residual = (head.search_forms @ moments(x)).clamp_min(0).sqrt()   # B f D T
         level = x.abs().square().sum(1).mean(-1)                           # B f
         floor = level.sqrt()[..., None, None] * _FLOOR + 1e-7
         null = (residual + floor).pow(_POWER).mean(-1).log() / _POWER      # B f D
@@ -205,6 +206,12 @@ class HeadSearch(nn.Module):
                             ("images", "azimuth", "evidence", "statistics")))
 
 
+def over_circle(logits: Tensor) -> Tensor:
+    """(N, 1, D) at even azimuths → (N, 360), interpolated."""
+    logits = torch.cat([logits, logits[..., :1]], -1)
+    return F.interpolate(logits, AZIMUTH_BINS + 1, mode="linear", align_corners=True)[:, 0, :-1]
+
+
 class MatchedLocalizer(nn.Module):
     """DoA from how well the extracted ears fit each of the head's directions.
 
@@ -235,14 +242,14 @@ class MatchedLocalizer(nn.Module):
     def features(self, spectrum: Tensor, forms: Sequence[Tensor], index: Tensor) -> Tensor:
         """(B, 2, F, T) complex → (B, 3·BANDS, D): match per band over the whole time and over the
         onsets alone (the direct sound comes before the room's), and the bands' levels."""
-        moments = _moments(spectrum[:, :, self.match_bins])                # B f' 4 T
-        level = moments[:, :, :2].sum(2)                                   # B f' T
+        whole = moments(spectrum[:, :, self.match_bins])                   # B f' 4 T
+        level = whole[:, :, :2].sum(2)                                     # B f' T
         before = F.pad(level, (2, 0))
         before = torch.maximum(before[..., 1:-1], before[..., :-2])
         onset = ((level - before) / (level + before + 1e-10)).clamp_min(0)
         banded = []
         for weight in (None, onset):
-            some = moments if weight is None else moments * weight[:, :, None]
+            some = whole if weight is None else whole * weight[:, :, None]
             some = some.sum(-1)                                            # B f' 4
             energy = some[..., :2].sum(-1)                                 # B f'
             relative = some / (energy + energy.mean(-1, keepdim=True) * 1e-4 + 1e-10)[..., None]
@@ -271,10 +278,7 @@ class MatchedLocalizer(nn.Module):
         """
         features = self.features(spectrum, forms, index)
         features = torch.cat([features, torch.exp(-8.0 * evidence)[:, None]], 1)
-        logits = self.network(features)                                    # B 1 D
-        logits = torch.cat([logits, logits[..., :1]], -1)
-        return F.interpolate(logits, AZIMUTH_BINS + 1, mode="linear",
-                             align_corners=True)[:, 0, :-1]
+        return over_circle(self.network(features))
 
 
 class CandidateTagger(PhraseMatcher):

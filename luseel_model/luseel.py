@@ -25,6 +25,7 @@ from .layers import (DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, Laye
                      PhraseMatcher, rescale_convolutions)
 from .localization import ExtractedLocalizer, TokenLocalizer
 from .transformer import AttentionLayer, CrossDomainTransformer, FiLM, TextAdapter
+from .voting import VotingLocalizer
 
 INTERAURAL_CHANNELS = 9
 CANDIDATE_CHANNELS = 3
@@ -191,6 +192,9 @@ class LuSeeL(nn.Module):
             self.head_search = HeadSearch(config)
             self.candidate_tagger = CandidateTagger(config)
             self.matched_localizer = MatchedLocalizer(self.head_search)
+            if config.head_search.voting:
+                self.voting_localizer = VotingLocalizer(
+                    self.head_search, self.matched_localizer, config.head_search.voting)
             self.direction_trust = nn.Sequential(
                 nn.Linear(STATISTICS + 3, 32), nn.GELU(), nn.Linear(32, 1))
             self.agreement = nn.Parameter(torch.tensor(4.0))
@@ -374,7 +378,7 @@ class LuSeeL(nn.Module):
                     doa = token_doa + self.extracted_localizer(spectrum)
             if encoded.candidates is not None:
                 with torch.autocast(audio.device.type, enabled=False):
-                    doa = doa + self._searched_doa(spectrum, encoded, queries, mixed)
+                    doa = self._searched_doa(doa, spectrum, encoded, queries, mixed)
         shape = (batch, queries)
         return LuSeeLOutput(
             audio=audio.unflatten(0, shape),
@@ -408,15 +412,16 @@ class LuSeeL(nn.Module):
             logits = logits + self.candidate_presence * torch.logsumexp(match, 1)
         return logits
 
-    def _searched_doa(self, spectrum: Tensor, encoded: Encoded, queries: int, mixed: "_Mixed"
-                      ) -> Tensor:
-        """(B·Q, 360) logits: the match of the extracted ears with the head's directions, and the
-        chosen candidate's direction as far as the search is to be trusted."""
+    def _searched_doa(self, logits: Tensor, spectrum: Tensor, encoded: Encoded, queries: int,
+                      mixed: "_Mixed") -> Tensor:
+        """(B·Q, 360) logits, added to those given: the match of the extracted ears with the head's
+        directions, the chosen candidate's direction as far as the search is to be trusted, and
+        the votes of the mixture's bins."""
         found = encoded.candidates
         index = _repeat(encoded.head_index, queries)
-        logits = self.matched_localizer(
-            spectrum, [head.match_forms for head in encoded.heads], index,
-            _repeat(found.evidence, queries))
+        forms = [head.match_forms for head in encoded.heads]
+        evidence = _repeat(found.evidence, queries)
+        match = self.matched_localizer(spectrum, forms, index, evidence)
         trust = mixed.trust.detach()
         clear = torch.stack([trust.clamp(-10, 10) / 3,
                              mixed.selection.detach().abs().clamp(max=10) / 3,
@@ -428,7 +433,18 @@ class LuSeeL(nn.Module):
         bump = _repeat(torch.exp(-distance.square() / 10.0), queries)
         first = torch.sigmoid(mixed.selection)[:, None]
         prior = first * bump[:, 0] + (1 - first) * bump[:, 1]
-        return logits + weight * torch.log(prior + 3e-3)
+        searched = weight * torch.log(prior + 3e-3)
+        if self.config.head_search.voting:
+            step = AZIMUTH_BINS // self.config.head_search.azimuths
+            other = first * bump[:, 1] + (1 - first) * bump[:, 0]
+            hints = [torch.exp(-8.0 * evidence), prior[:, ::step], other[:, ::step]]
+            hints += [v[:, ::step].log_softmax(-1) / 4 for v in (logits, match + searched)]
+            features, level = self.voting_localizer.features(
+                encoded.spectrum, spectrum.unflatten(0, (-1, queries)), forms,
+                encoded.head_index)
+            searched = searched + self.voting_localizer(
+                features.flatten(0, 1), level.flatten(0, 1), torch.stack(hints, 1).detach())
+        return logits + match + searched
 
     def _mix(self, x: Tensor, encoded: Encoded, queries: int, selection: Tensor) -> "_Mixed":
         """The masked mixture or a candidate, bin by bin.
