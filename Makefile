@@ -6,7 +6,7 @@ ARGS ?=
 export PYTHON VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test train-debug soak fuzz latency clean
+.PHONY: help demo test train-debug soak fuzz latency signals robot-demo robot-trial clean
 
 help: ## show this text
 	@echo "Targets:"
@@ -44,6 +44,18 @@ fuzz: ## send the node 10,000 random and malformed messages
 latency: ## measure the node's latency and overhead
 	@tools/venv.sh setup test
 	@tools/venv.sh run python tools/field/latency.py $(ARGS)
+
+signals: ## measure how fast SIGINT and SIGTERM end the node
+	@tools/venv.sh setup test
+	@tools/venv.sh run python tools/field/signals.py $(ARGS)
+
+robot-demo: ## drive a simulated robot to a crying baby: animation, picture, bag
+	@tools/venv.sh setup test
+	@OMP_NUM_THREADS=1 tools/venv.sh run python tools/robot/animate.py $(ARGS)
+
+robot-trial: ## 50 simulated homes, three navigators, a table
+	@tools/venv.sh setup test
+	@OMP_NUM_THREADS=1 tools/venv.sh run python tools/robot/trial.py $(ARGS)
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build install log dist *.egg-info .pytest_cache

@@ -31,6 +31,7 @@ from luseel_model.errors import AudioError, LuseelError
 from luseel_model.streaming import MAX_RATE, MIN_RATE
 
 from . import conversions
+from .callback_thread import SubscriptionThread
 
 KINDS = ("luseel", "ros_drivers", "mgonzs13")
 WATCH_PERIOD = 0.5  # [s] between two looks at what the publishers of a topic send
@@ -308,8 +309,8 @@ def decode_portaudio(audio) -> np.ndarray:
 class AudioReader:
     """Subscribes audio of one kind and hands it on as blocks.
 
-    Callbacks run where the node spins. `refuse` is called for each message that can't be used; a
-    bad message never raises.
+    Callbacks run where the node spins, or in `thread`. `refuse` is called for each message that
+    can't be used; a bad message never raises.
 
     Args:
         node: an rclpy node.
@@ -324,6 +325,7 @@ class AudioReader:
         sample_format: ros_drivers only: with `sample_rate` and `channels` the user's declaration
             that stands in for an AudioInfo; one that comes must agree with it.
         info_topic: ros_drivers only; default: `default_info_topic`.
+        thread: that takes the messages, not started yet; stop it before `destroy`.
 
     Raises:
         MessagesError: the messages of that kind aren't installed, or an impossible declaration.
@@ -332,8 +334,9 @@ class AudioReader:
     def __init__(self, node, kind: str, topic: str, qos, deliver: Callable[[AudioBlock], None],
                  refuse: Callable[[str], None], sample_rate: int = 0, channels: int = 0,
                  event_callbacks: SubscriptionEventCallbacks | None = None,
-                 sample_format: str = "", info_topic: str = ""):
-        self._node, self._kind, self._qos = node, kind, qos
+                 sample_format: str = "", info_topic: str = "",
+                 thread: SubscriptionThread | None = None):
+        self._node, self._kind, self._qos, self._thread = node, kind, qos, thread
         self._deliver, self._refuse, self._events = deliver, refuse, event_callbacks
         self._want = (sample_rate, channels)
         self._messages = load_messages(kind)
@@ -341,6 +344,7 @@ class AudioReader:
         self._topic, self._name = topic, node.resolve_topic_name(topic)
         self._audio = self._type = self._timer = None
         self._infos: list = []
+        self._destroyed = False
         self._clock = Clock(clock_type=ClockType.STEADY_TIME)  # simulated time may stand still
         try:
             if kind == "ros_drivers":
@@ -349,7 +353,10 @@ class AudioReader:
                 self._await_info()
             self._subscribe({"luseel": "AudioChunk", "ros_drivers": "AudioDataStamped",
                              "mgonzs13": "AudioStamped"}[kind])
-            self._timer = node.create_timer(WATCH_PERIOD, self._watch, clock=self._clock)
+            if thread is not None:
+                thread.every(WATCH_PERIOD, self._watch)
+            else:
+                self._timer = node.create_timer(WATCH_PERIOD, self._watch, clock=self._clock)
         except Exception:
             self.destroy()
             raise
@@ -365,7 +372,8 @@ class AudioReader:
         return self._audio.get_publisher_count() if self._audio is not None else 0
 
     def destroy(self) -> None:
-        """Unsubscribe. Nothing is delivered afterwards by the thread that spins the node."""
+        """Unsubscribe. Nothing is delivered afterwards by the thread that runs the callbacks."""
+        self._destroyed = True
         self._deliver = self._refuse = lambda _: None
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
@@ -384,11 +392,11 @@ class AudioReader:
         self._type = name
         self._audio = self._node.create_subscription(
             getattr(self._messages, name), self._topic, self._on_audio, self._qos,
-            event_callbacks=self._events)
+            callback_group=self._thread, event_callbacks=self._events)
 
     def _watch(self) -> None:
         """AudioData or AudioDataStamped, and publishers of another type, which DDS leaves out."""
-        if self._timer is None:
+        if self._destroyed:
             return
         try:
             if self._audio is None:
@@ -493,6 +501,7 @@ class AudioReader:
             self._node.create_subscription(
                 self._messages.AudioInfo, self._info_topic, self._on_info,
                 QoSProfile(depth=1, reliability=reliability, durability=durability),
+                callback_group=self._thread,
                 # Each publisher fits one of them at least: no warnings about the other.
                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
             for reliability, durability in (
@@ -601,6 +610,12 @@ class AudioWriter:
     def topic_name(self) -> str:
         """Of the audio, as remapped."""
         return self._publisher.topic_name
+
+    @property
+    def listened_to(self) -> bool:
+        """Whether anybody subscribes the audio, or needs to be told its format beforehand."""
+        return self._publisher.get_subscription_count() > 0 or (
+            self._info_publisher is not None and self._info is None)
 
     def publish(self, block: AudioBlock) -> None:
         """Publish one block, after its AudioInfo where that is a topic and has changed.

@@ -11,12 +11,12 @@ from typing import Any, Mapping
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.clock import Clock, ClockType
 from std_msgs.msg import Header
 
 PERIOD = 1.0  # [s] between two reports
 RECENT = 10.0  # [s] for which something that went wrong makes a WARN
 LATENCIES = 1000  # newest hops whose latency is kept
+PERCENTS = (50, 95, 99)
 BUSY = 0.8  # real-time factor from which there is a WARN
 FOREIGN_CLOCK = 60.0  # [s] of latency beyond which stamps come from another clock
 
@@ -58,10 +58,11 @@ class Statistics:
 
     def block(self, samples: int) -> None:
         """A block of audio came."""
-        self.count("blocks")
-        self.count("samples", samples)
+        now = time.monotonic()
         with self._lock:
-            self._arrivals.append((time.monotonic(), samples))
+            self._counts["blocks"] += 1
+            self._counts["samples"] += samples
+            self._arrivals.append((now, samples))
 
     def hop(self, seconds: float, processing: float, since_capture: float,
             since_arrival: float) -> None:
@@ -192,9 +193,10 @@ class Report:
             "reduced": self.reduced}
         for name, seconds in (("capture", captured), ("arrival", arrived)):
             seconds = seconds[np.isfinite(seconds)]
-            for percent in (50, 95, 99):
+            found = np.percentile(seconds, PERCENTS) if len(seconds) else [None] * len(PERCENTS)
+            for percent, value in zip(PERCENTS, found):
                 values[f"latency since {name}, p{percent} [s]"] = (
-                    f"{np.percentile(seconds, percent):.3f}" if len(seconds) else "")
+                    "" if value is None else f"{value:.3f}")
         values["memory, resident [MB]"] = f"{resident_bytes() / 1e6:.0f}"
         if "gpu" in self.about:
             values["memory, GPU [MB]"] = f"{self.about['gpu'] / 1e6:.0f}"
@@ -233,7 +235,7 @@ class Report:
 
 
 class Diagnostics:
-    """Publishes a report each second, in every state of the lifecycle.
+    """Publishes a report while anybody listens, in every state of the lifecycle.
 
     Args:
         node: that reports.
@@ -243,12 +245,11 @@ class Diagnostics:
     def __init__(self, node, report):
         self._node, self._report = node, report
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(
-            PERIOD, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def publish(self) -> None:
-        """Now."""
-        self._publisher.publish(self._report().array(self._node.get_clock().now().to_msg()))
+        """Now, if anybody listens; to be called each PERIOD."""
+        if self._publisher.get_subscription_count():
+            self._publisher.publish(self._report().array(self._node.get_clock().now().to_msg()))
 
 
 def resident_bytes() -> int:

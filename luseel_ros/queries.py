@@ -21,7 +21,6 @@ from luseel_model.inference import validate_query
 from . import conversions
 from .parameters import LATCHED
 
-WATCH_PERIOD = 0.25  # [s] between two looks for publishers of latched queries
 LATCHED_SECONDS = 1.0  # [s] that a new one has to hand over the queries it holds
 EXPIRY_PERIOD = 0.1  # [s] between two looks for queries whose time is over
 MAX_ID = 64  # characters
@@ -248,17 +247,17 @@ class QueryInterface:
         self._latched = [
             _Latched(node, String, self._subscriptions[0].topic_name, self._on_latched_words),
             _Latched(node, Query, self._subscriptions[1].topic_name, self._on_latched_query)]
-        clock = Clock(clock_type=ClockType.STEADY_TIME)  # these go on while simulated time stands
-        self._timers = [node.create_timer(WATCH_PERIOD, self._look, clock=clock),
-                        node.create_timer(EXPIRY_PERIOD, self._expire, clock=clock)]
+        self._expiry = node.create_timer(
+            EXPIRY_PERIOD, self._expire,
+            clock=Clock(clock_type=ClockType.STEADY_TIME))  # goes on while simulated time stands
+        self._expiry.cancel()  # until there is a query with a lifetime
         self._publish({})
 
     def destroy(self) -> None:
         """Take all of it off the graph."""
         for latched in self._latched:
             latched.destroy()
-        for timer in self._timers:
-            self._node.destroy_timer(timer)
+        self._node.destroy_timer(self._expiry)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._node.destroy_service(self._service)
@@ -329,7 +328,8 @@ class QueryInterface:
             self._refuse(f"query refused: {error}")
         self._update()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """For new publishers of latched queries; to be called about once a second."""
         for latched in self._latched:
             latched.look()
 
@@ -346,6 +346,9 @@ class QueryInterface:
         now = self.queries.all()
         if now == self._said:
             return
+        ends = any(query.expires is not None for query in now.values())
+        if ends == self._expiry.is_canceled():
+            self._expiry.reset() if ends else self._expiry.cancel()
         log = self._node.get_logger().info
         for query in now.values():
             if self._said.get(query.id) != query:

@@ -1,14 +1,14 @@
-"""A ROS domain for each test, a peer that talks to the node, and a model without a network."""
+"""A ROS domain for each test, and a peer that talks to the node."""
 
 import contextlib
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
 from domain_coordinator import domain_id
+from ear_model import RATE, EarModel
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from luseel.msg import AudioChunk, SoundEventArray
@@ -19,31 +19,7 @@ from visualization_msgs.msg import MarkerArray
 
 from luseel_ros import conversions
 
-RATE = 16000
 T0 = 1_700_000_000_000_000_000  # capture time of sample 0 [ns]
-
-
-class EarModel:
-    """Gives the window back; says 90 degrees when the left ear is louder, else 270."""
-
-    sample_rate, window, device, name = RATE, 0.4, "cpu", "ears"
-
-    def __init__(self, seconds=0.0):
-        self.seconds, self.runs = seconds, 0
-
-    def warm_up(self):
-        self.infer_window(np.zeros((2, 6400), np.float32), ["sound"])
-
-    def infer_window(self, window, queries):
-        self.runs += 1
-        time.sleep(self.seconds)
-        count, level = len(queries), np.abs(window).mean(-1)
-        azimuth = 90.0 if level[0] > level[1] else 270.0
-        likelihood = np.full((count, 360), 0.01, np.float32)
-        likelihood[:, int(azimuth)] = 1.0
-        return SimpleNamespace(
-            audio=np.stack([window] * count), azimuth=np.full(count, azimuth),
-            likelihood=likelihood, confidence=np.full(count, min(1.0, 8 * level.max())))
 
 
 @contextlib.contextmanager
@@ -76,6 +52,31 @@ def spinning(node):
         executor.shutdown()
         thread.join(5)
         node.destroy_node()
+
+
+@contextlib.contextmanager
+def running(fake=None, load=None, reliability=ReliabilityPolicy.RELIABLE, peer_first=None,
+            peer_kind=None, **parameters):
+    """The node in a thread, and a peer on the same domain -> (node, peer).
+
+    `peer_first` is called with the peer before there is a node.
+    """
+    from luseel_ros.node import LuseelNode
+
+    fake = fake or EarModel()
+    parameters = {"hop": 0.2, **parameters}
+    with ros_context() as context:
+        peer = (peer_kind or Peer)(context, audio_reliability=reliability)
+        try:
+            if peer_first:
+                peer_first(peer)
+            node = LuseelNode(
+                load=load or (lambda name, device: fake), context=context,
+                parameter_overrides=[rclpy.Parameter(k, value=v) for k, v in parameters.items()])
+            with spinning(node):
+                yield node, peer
+        finally:
+            peer.close()
 
 
 class Peer:

@@ -272,7 +272,7 @@ def test_int24_has_no_field():
         audio_io.decode_portaudio(audio)
 
 
-@pytest.mark.parametrize("kind, passed", [("ros_drivers", 15), ("mgonzs13", 7)])
+@pytest.mark.parametrize("kind, passed", [("ros_drivers", 16), ("mgonzs13", 8)])
 def test_in_an_environment_of_its_own(kind, passed):
     """cases.py with one of the two packages, which this builds unless it is there."""
     build = build_script()

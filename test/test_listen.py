@@ -5,37 +5,16 @@ import io
 import json
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from ear_model import RATE, EarModel
 from rich.console import Console
 
 from luseel_model import cli, listen
 from luseel_model.listen import Heard, Listener, Snapshot, View
 from luseel_model.sources import Block, CaptureCounters, FileSource
-
-RATE = 16000
-
-
-class EarModel:
-    """Gives the window back; says 90 degrees when the left ear is louder, else 270."""
-
-    sample_rate, window, device, name = RATE, 0.4, "cpu", "ears"
-
-    def warm_up(self):
-        pass
-
-    def infer_window(self, window, queries):
-        count, level = len(queries), np.abs(window).mean(-1)
-        azimuth = 90.0 if level[0] > level[1] else 270.0
-        likelihood = np.full((count, 360), 0.01, np.float32)
-        likelihood[:, int(azimuth)] = 1.0
-        return SimpleNamespace(
-            audio=np.stack([window] * count), azimuth=np.full(count, azimuth),
-            likelihood=likelihood, confidence=np.full(count, min(1.0, 8 * level.max())))
-
 
 def peak(azimuth, width=0):
     likelihood = np.zeros(360, np.float32)

@@ -19,38 +19,19 @@ pytest.importorskip("rclpy")
 
 import rclpy  # noqa: E402
 from builtin_interfaces.msg import Time  # noqa: E402
+from ear_model import RATE, EarModel  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically  # noqa: E402
 from rclpy.event_handler import PublisherEventCallbacks  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
-from ros_helpers import RATE, T0, EarModel, Peer, ros_context, spinning, stamp_ns  # noqa: E402
+from ros_helpers import T0, Peer, ros_context, running, stamp_ns  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
 from luseel_model import load_model  # noqa: E402
 from luseel_model.errors import CheckpointError  # noqa: E402
 from luseel_ros import conversions  # noqa: E402
-from luseel_ros.node import LuseelNode  # noqa: E402
-from luseel_ros.queries import LATCHED_SECONDS, WATCH_PERIOD  # noqa: E402
-
-
-@contextlib.contextmanager
-def running(fake=None, load=None, reliability=ReliabilityPolicy.RELIABLE, peer_first=None,
-            **parameters):
-    """The node in a thread and a peer on the same domain -> (node, peer)."""
-    fake = fake or EarModel()
-    parameters = {"hop": 0.2, **parameters}
-    with ros_context() as context:
-        peer = Peer(context, audio_reliability=reliability)
-        if peer_first:
-            peer_first(peer)
-        node = LuseelNode(
-            load=load or (lambda name, device: fake), context=context,
-            parameter_overrides=[rclpy.Parameter(k, value=v) for k, v in parameters.items()])
-        try:
-            with spinning(node):
-                yield node, peer
-        finally:
-            peer.close()
+from luseel_ros.diagnostics import PERIOD  # noqa: E402
+from luseel_ros.queries import LATCHED_SECONDS  # noqa: E402
 
 
 def heard(peer, count=1):
@@ -276,7 +257,7 @@ def test_queries_keep_their_order_while_a_latched_one_is_fetched():
         for text in ("dog", "cat", "dog", "owl"):
             peer.latched.publish(String(data=text))
         assert peer.until(lambda: asked(node) == [("q4", "owl")])
-        peer.spin(WATCH_PERIOD + LATCHED_SECONDS + 0.3)
+        peer.spin(PERIOD + LATCHED_SECONDS + 0.3)
         assert peer.latched.get_subscription_count() == 1
         assert asked(node) == [("q4", "owl")]
 
@@ -312,7 +293,7 @@ def test_an_ordinary_publisher_fits_all_subscriptions():
     with running(peer_first=publisher) as (_, peer):
         listen(peer)
         publisher(peer)
-        peer.spin(2 * WATCH_PERIOD + 0.3)
+        peer.spin(2 * PERIOD + 0.3)
     assert not unfit
 
 

@@ -2,6 +2,7 @@
 time, quality of service, lost memory, several nodes, signals."""
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -18,14 +19,16 @@ import pytest
 pytest.importorskip("rclpy")
 
 import rclpy  # noqa: E402
+import ros_helpers  # noqa: E402
 from builtin_interfaces.msg import Duration, Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from ear_model import RATE, EarModel  # noqa: E402
 from geometry_msgs.msg import PoseStamped  # noqa: E402
 from luseel.msg import AudioChunk, Query, QueryArray, SoundEventArray  # noqa: E402
 from luseel.srv import SetQuery  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_helpers import RATE, T0, EarModel, Peer, ros_context, spinning, stamp_ns  # noqa: E402
+from ros_helpers import T0, Peer, ros_context, spinning, stamp_ns  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
@@ -83,21 +86,7 @@ class FieldPeer(Peer):
         return [e.query_id for e in self.events[-1].events] if self.events else []
 
 
-@contextlib.contextmanager
-def running(fake=None, load=None, reliability=ReliabilityPolicy.RELIABLE, **values):
-    """The node in a thread, active, and a peer that is connected -> (node, peer)."""
-    fake = fake or EarModel()
-    values = {"hop": 0.2, "warm_up": False, **values}
-    with ros_context() as context:
-        peer = FieldPeer(context, audio_reliability=reliability)
-        node = LuseelNode(
-            load=load or (lambda name, device: fake), context=context,
-            parameter_overrides=[rclpy.Parameter(k, value=v) for k, v in values.items()])
-        try:
-            with spinning(node):
-                yield node, peer
-        finally:
-            peer.close()
+running = functools.partial(ros_helpers.running, peer_kind=FieldPeer, warm_up=False)
 
 
 def values_of(status):
@@ -272,6 +261,8 @@ def test_audio_without_room_for_an_id_has_a_topic_for_each_query(monkeypatch):
     writers = {}
 
     class Writer:
+        listened_to = True
+
         def __init__(self, node, kind, topic, qos):
             self.blocks, self.alive = [], True
             writers[topic] = self
@@ -655,7 +646,7 @@ def test_diagnostics_tell_how_it_goes():
 FAKE = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from ros_helpers import EarModel
+from ear_model import EarModel
 import luseel_ros.node as node
 def load(name, device):
     time.sleep({load})

@@ -129,28 +129,17 @@ def run(args: argparse.Namespace) -> int:
 
 def listen_to_node(args: argparse.Namespace, view: View | None = None) -> int:
     """Show what the node publishes. Queries, if any, replace those that the node has."""
-    import rclpy
     from luseel.msg import Query
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
 
     from luseel_model.inference import validate_query
 
+    from .spinning import spinning_node
+
     queries = [validate_query(query) for query in args.query]
     target = "/" + args.node.strip("/")
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node("luseel_listen")
-    executor = SingleThreadedExecutor()
-
-    def spin():
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    try:
+    with contextlib.suppress(KeyboardInterrupt), spinning_node("luseel_listen") as node:
         listener = NodeListener(node, target, args.audio_topic, args.audio_type)
         asking = node.create_publisher(Query, f"{target}/set_query", 100)
-        executor.add_node(node)
-        threading.Thread(target=spin, name="ros", daemon=True).start()
         begin, pending = time.monotonic(), bool(queries)
         with view or View(as_json=args.json) as screen:
             while args.seconds is None or time.monotonic() - begin < args.seconds:
@@ -165,10 +154,4 @@ def listen_to_node(args: argparse.Namespace, view: View | None = None) -> int:
                         *snapshot.notes, f"nobody takes queries on {asking.topic_name} yet"))
                 screen.show(snapshot)
                 time.sleep(listen.REFRESH)
-    except KeyboardInterrupt:
-        pass  # the ordinary end
-    finally:
-        executor.shutdown(timeout_sec=1.0)
-        node.destroy_node()
-        rclpy.try_shutdown()
     return 0

@@ -16,7 +16,6 @@ import logging
 import math
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -99,6 +98,8 @@ class Watcher:
         from ..audio_io import AudioReader
 
         self._node, self._deliver, self._query = node, deliver, Query
+        self._newest_level = 0.0
+        self._levels: list[np.ndarray] = []
         any_publisher = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(
@@ -110,8 +111,6 @@ class Watcher:
             lambda why: node.get_logger().warning(why, throttle_duration_sec=10.0))
         self._publisher = node.create_publisher(Query, f"{target}/set_query", 10)
         self._service = node.create_client(SetQuery, f"{target}/set_query")
-        self._newest_level = 0.0
-        self._levels: list[np.ndarray] = []
 
     def _on_events(self, message) -> None:
         data = describe_events(message)
@@ -321,21 +320,12 @@ def run(args: argparse.Namespace) -> int:
                           "apt install python3-aiohttp") from None
     if not 0 <= args.port <= 65535:
         raise LuseelError(f"--port {args.port}: expected 0 to 65535")
-    import rclpy
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions
+    from .spinning import spinning_node
 
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # pages come and go
     target = "/" + args.node.strip("/")
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node("luseel_watch")
-    executor = SingleThreadedExecutor()
 
-    def spin():
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    async def main():
+    async def main(node):
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
@@ -344,11 +334,8 @@ def run(args: argparse.Namespace) -> int:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(server.send, message)
 
+        server = Server(target, lambda *asked: watcher.ask(*asked), local=_is_local(args.host))
         watcher = Watcher(node, target, args.audio_topic, args.audio_type, deliver)
-        server = Server(target, watcher.ask, local=_is_local(args.host))
-        executor.add_node(node)
-        thread = threading.Thread(target=spin, name="ros", daemon=True)
-        thread.start()
 
         def started(port):
             shown = f"[{args.host}]" if ":" in args.host else args.host
@@ -359,10 +346,6 @@ def run(args: argparse.Namespace) -> int:
 
         await serve(server, args.host, args.port, started, stop)
 
-    try:
-        asyncio.run(main())
-    finally:
-        executor.shutdown(timeout_sec=1.0)
-        node.destroy_node()
-        rclpy.try_shutdown()
+    with spinning_node("luseel_watch") as node:
+        asyncio.run(main(node))
     return 0

@@ -3,6 +3,7 @@ environment that has it. The node side is another process (echo.py)."""
 import array
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import rclpy
 import soundfile
 from audio_common_msgs import msg
 from builtin_interfaces.msg import Time
-from luseel.msg import AudioChunk
+from luseel.msg import AudioChunk, QueryArray, SoundEventArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Header, String
@@ -173,6 +174,77 @@ def test_another_type_on_the_topic_is_reported(side):
     assert "luseel/msg/AudioChunk" in reason and "is expected" in reason
     side.until(lambda: True)
     assert len(side.reasons["foreign"]) == 1  # said once
+
+
+def int16_of(message):
+    """The samples (frames, channels) of a message of 16 bits."""
+    values = (np.frombuffer(message.audio.data, "<i2") if KIND == "ros_drivers"
+              else np.array(message.audio.audio_data.int16_data, np.int16))
+    return values.reshape(-1, 2)
+
+
+def test_the_node_itself_takes_and_gives_this_kind(side):
+    """Words and 16-bit audio in; the events, and the sound as the same kind and on the same time
+    line out. The model gives back what it hears: each sample must be that of its time."""
+    events, lists, out, infos = [], [], [], []
+    for kind, topic, into, qos in (
+            (SoundEventArray, "/luseel/events", events, QOS),
+            (QueryArray, "/luseel/queries", lists, LATCHED),
+            (side.kind, "/luseel/extracted/q1", out, QOS),
+            (msg.AudioInfo, "/luseel/extracted/q1_info", infos, LATCHED)):
+        side.node.create_subscription(kind, topic, into.append, qos)
+    sent = np.round(32767 * noise(48000, 2) * [1.0, 0.3]).astype("<i2")
+    begin = stamp().stamp.sec * 10**9 + stamp().stamp.nanosec
+
+    def at(message):  # number of its first sample
+        moment = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        return round((moment - begin) * 16e-6)
+
+    options = (f"audio_type:={KIND}", f"extracted_type:={KIND}", "hop:=0.2", "warm_up:=false")
+    node = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ear_node.py")), "--ros-args",
+         *(word for option in options for word in ("-p", option))])
+    try:
+        audio = side.sender(side.kind, "audio")
+        words = side.sender(String, "query")
+        if KIND == "ros_drivers":
+            side.inform("audio", 16000, 2, "S16LE", wait=True)
+        words.publish(String(data="dog"))
+        side.until(lambda: lists and lists[-1].queries)
+        side.until(lambda: side.node.count_subscribers("/luseel/extracted/q1") and
+                   side.node.count_publishers("/luseel/extracted/q1"))
+        for start in range(0, len(sent), 1600):
+            data = sent[start:start + 1600].tobytes()
+            message = stamped(data) if KIND == "ros_drivers" else portaudio(data)
+            message.header.stamp = Time(sec=(begin + start * 62_500) // 10**9,
+                                        nanosec=(begin + start * 62_500) % 10**9)
+            audio.publish(message)
+            end = time.monotonic() + 0.02
+            side.until(lambda: time.monotonic() > end)
+        side.until(lambda: out and at(out[-1]) + len(int16_of(out[-1])) >= 40000)
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(PATIENCE) == 0
+    finally:
+        node.kill()
+        node.wait()
+    position = at(out[0])  # what came before the AudioInfo was refused
+    assert position < 16000
+    for block in out:
+        samples, first = int16_of(block), at(block)
+        assert first == position and block.header.frame_id == "mic"
+        np.testing.assert_array_equal(samples, sent[first:first + len(samples)])
+        position += len(samples)
+    heard = [message for message in events if message.events]
+    assert len(heard) >= 10
+    for message, following in zip(heard, heard[1:]):
+        assert at(following) - at(message) == 3200
+        assert message.events[0].query_text == "dog" and message.events[0].azimuth > 0  # left
+    if KIND == "ros_drivers":
+        assert (infos[-1].channels, infos[-1].sample_rate, infos[-1].sample_format) == (
+            2, 16000, "S16LE")
+    else:
+        info = out[-1].audio.info
+        assert (info.channels, info.rate, info.format) == (2, 16000, 8)
 
 
 # -- ros-drivers -----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ The node runs in a process of its own and gets audio over DDS in real time, in m
 that are sent when their last sample has been captured. Latencies are from the capture of a sample
 to the arrival of its extraction at a subscriber in another process, on one machine and so one
 clock. The overhead is CPU time, measured with one thread of torch in the same run as the model's
-own, so that other load on the machine hardly changes it. Writes latency.json and latency.md.
+own, so that other load on the machine changes it less: what is done in many short turns takes up to
+twice as long where the caches belong to others in between. Writes latency.json and latency.md.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ GRID = 0.01  # [s] between two samples whose latency counts
 PATIENCE = 300.0  # [s] that a busy machine may need for a run of the model
 TARGET = 1.0  # [s] p99 of the output latency with the profile balanced and 3 queries
 OVERHEAD = 0.1  # of the model's time
+CHUNK = 0.05  # [s] in a message
+CHUNKS = (0.01, 0.02, CHUNK, 0.1)
 
 
 class Player:
@@ -123,6 +126,13 @@ def table(log: Path, profiles, counts, seconds: float, parameters=None, threads:
 
 def overhead(folder: Path, seconds: float, queries: int = 3, parameters=None) -> dict:
     """CPU time of the node beside the model's, in real time with the profile balanced."""
+    return overheads(folder, seconds, [CHUNK], queries, parameters)[0]
+
+
+def overheads(folder: Path, seconds: float, chunks, queries: int = 3, parameters=None,
+              progress: bool | None = False) -> list[dict]:
+    """As `overhead`, one after the other with messages of each length [s]."""
+    hop = (parameters or {}).get("hop") or PROFILES["balanced"].hop
     totals = folder / "meter.json"
     program = [str(Path(__file__).with_name("metered_node.py")), str(totals)]
     with context() as ros, NodeProcess(
@@ -132,14 +142,18 @@ def overhead(folder: Path, seconds: float, queries: int = 3, parameters=None) ->
             client.connect(node)
             player = Player(client, node)
             client.listen_for(SOUNDS[:queries])
-            player.play(SETTLE)
-            before = _record(player, totals)
-            player.play(seconds)
-            after = _record(player, totals)
+            costs = []
+            for chunk in tqdm(chunks, unit="length", disable=progress is False):
+                player.source.count = round(chunk * player.source.rate)
+                player.play(SETTLE)
+                before = _record(player, totals)
+                player.play(seconds)
+                after = _record(player, totals)
+                costs.append({"chunk": chunk, **shares(before, after, queries, hop)})
         finally:
             client.close()
         node.stop()
-    return shares(before, after, queries, (parameters or {}).get("hop") or PROFILES["balanced"].hop)
+    return costs
 
 
 def _record(player: Player, path: Path) -> dict:
@@ -163,7 +177,15 @@ def shares(before: dict, after: dict, queries: int, hop: float) -> dict:
         raise FieldError("the model didn't run")
     # On a machine too busy for real time hops are dropped: as much as all of them would have taken.
     whole = model / runs * seconds / hop
+    threads = {name: took - before.get("threads", {}).get(name, 0.0)
+               for name, took in after.get("threads", {}).items()}
+    parts = {  # milliseconds in a second
+        "model": model, "streaming": stream - model + push,
+        "audio": threads.pop("audio", push) - push,
+        "results": threads.pop("inference", stream) - stream, "dds": threads.pop("dds", 0.0),
+        "others": sum(threads.values())}
     return {
+        "parts": {name: round(1e3 * took / seconds, 2) for name, took in parts.items()},
         "queries": queries, "seconds": round(seconds, 2), "runs": runs,
         "hops_lost": max(0, round(seconds / hop) - runs - 1),
         "model_cpu": round(model, 3), "model_cpu_of_all_hops": round(whole, 3),
@@ -203,6 +225,19 @@ def markdown(report: dict) -> str:
             f"{cost['streaming_cpu']:g} s ({cost['streaming']:.1%} of that), ROS and "
             f"all else {cost['ros_cpu']:g} s ({cost['ros']:.1%}), together "
             f"{cost['total']:.1%}."]
+    if costs := report.get("overheads"):
+        lines += [
+            "", "The same with messages of other lengths; milliseconds of CPU time in a second, of "
+            "which the thread that takes the audio, making and sending of results, DDS's threads, "
+            "and the rest (timers, services, diagnostics):", "",
+            "| message [ms] | the model | streaming | audio | results | DDS | the rest | together, "
+            "of the model's |", "|---|---|---|---|---|---|---|---|"]
+        for row in costs:
+            lines.append(
+                f"| {1e3 * row['chunk']:g} | " + " | ".join(
+                    f"{row['parts'][name]:.1f}" for name in
+                    ("model", "streaming", "audio", "results", "dds", "others"))
+                + f" | {row['total']:.1%} |")
     lines += ["", "All targets met." if not report["failed"] else
               "MISSED: " + "; ".join(report["failed"])]
     return "\n".join(lines) + "\n"
@@ -231,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--queries", nargs="+", type=int, default=list(COUNTS),
                         choices=range(1, len(SOUNDS) + 1), metavar="N", help="default: 1 3 8")
     parser.add_argument("--overhead-seconds", type=float, default=60.0,
-                        help="0 leaves it out (default: 60)")
+                        help="with messages of each length; 0 leaves it out (default: 60)")
     parser.add_argument("--model", default="", help="checkpoint (default: the shipped)")
     parser.add_argument("--threads", type=int, default=2, help="of the node (default: 2)")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the report")
@@ -244,7 +279,10 @@ def main(argv: list[str] | None = None) -> int:
                                    model, args.threads)
             report["overhead"] = None
             if args.overhead_seconds:
-                report["overhead"] = overhead(folder, args.overhead_seconds, parameters=model)
+                report["overheads"] = overheads(
+                    folder, args.overhead_seconds, CHUNKS, parameters=model, progress=None)
+                report["overhead"] = next(
+                    cost for cost in report["overheads"] if cost["chunk"] == CHUNK)
     except FieldError as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ Started by latency.py with the path of a file, which gets the totals each second
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -45,12 +46,28 @@ class Meter:
         setattr(owner, method, timed)
 
     def write(self, path: Path) -> None:
-        """All totals, and those of the process, at one moment."""
-        text = json.dumps({**self.seconds, "calls": self.calls, "process": time.process_time(),
-                           "time": time.monotonic()})
+        """All totals, and those of the process and its threads, without the meter's own, at one
+        moment."""
+        own = time.thread_time()
+        text = json.dumps({**self.seconds, "calls": self.calls, "threads": cpu_of_threads(),
+                           "process": time.process_time() - own, "time": time.monotonic()})
         part = path.with_suffix(".part")
         part.write_text(text)
         os.replace(part, path)
+
+
+def cpu_of_threads() -> dict[str, float]:
+    """CPU seconds by the names of Python's threads but this; all others, DDS's, are `dds`."""
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    seconds: dict[str, float] = {}
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) == threading.get_native_id():
+            continue
+        name = names.get(int(task.name), "dds")
+        with contextlib.suppress(OSError):  # it has ended
+            took = int((task / "schedstat").read_text().split()[0]) / 1e9
+            seconds[name] = seconds.get(name, 0.0) + took
+    return seconds
 
 
 def main() -> None:
