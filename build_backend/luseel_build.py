@@ -45,6 +45,7 @@ ROS_RUN_REQUIREMENTS = [
     "ros-geometry-msgs==5.5.1",       # direction vectors
     "ros-visualization-msgs==5.5.1",  # markers for RViz
     "ros-diagnostic-msgs==5.5.1",     # what the node says on /diagnostics
+    "ros-nav-msgs==5.5.1",            # odometry
     "ros-rosgraph-msgs==2.3.0",       # /clock of a file that luseel_capture plays
     "ros-rosidl-generator-py==0.24.2",  # run-time part of the generated Python messages
 ]

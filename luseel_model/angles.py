@@ -4,9 +4,9 @@ Inside LuSeeL an azimuth is in degrees in [0, 360), counter-clockwise seen from 
 front, 90 to the left (the SOFA convention). ROS wants radians in (-pi, pi] with the same zero and
 sense (REP-103): `to_rep103` and `from_rep103` are the one place where the two meet.
 
-But for `estimate_azimuth` every function takes Python numbers, NumPy arrays or torch tensors of any shape and gives the same
-kind back (a Python number gives a NumPy scalar); torch results are differentiable almost
-everywhere and stay on their device.
+Every function but `estimate_azimuth` takes Python numbers, NumPy arrays or torch tensors of any
+shape and gives the same kind back (a Python number gives a NumPy scalar); torch results are
+differentiable almost everywhere and stay on their device.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def estimate_azimuth(likelihood: np.ndarray, span: int = 3) -> np.ndarray:
     """
     peak = likelihood.argmax(-1)
     offset = np.arange(-span, span + 1)
-    weight = np.take_along_axis(likelihood, (peak[..., None] + offset) % likelihood.shape[-1], axis=-1)
+    near = (peak[..., None] + offset) % likelihood.shape[-1]
+    weight = np.take_along_axis(likelihood, near, axis=-1)
     total = weight.sum(-1)
     shift = np.divide((weight * offset).sum(-1), total, out=np.zeros_like(total), where=total > 0)
     return wrap_degrees(peak + shift)

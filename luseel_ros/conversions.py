@@ -13,20 +13,22 @@ import math
 
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import Point, PoseStamped, Vector3
-from luseel.msg import AudioChunk, SoundEvent
+from geometry_msgs.msg import Point, PoseStamped, PoseWithCovarianceStamped, Vector3
+from luseel.msg import AudioChunk, DirectionHypothesis, SoundEvent
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker
 
 from luseel_model.angles import circular_std, to_rep103
 from luseel_model.errors import AudioError
 from luseel_model.streaming import MAX_RATE, MIN_RATE
+from luseel_model.tracking import Position, TrackState
 
 from .timeline import NANOSECONDS, samples_to_ns  # noqa: F401  (for those who convert)
 
 RING_RADIUS = 0.5  # [m] of the likelihood ring where the likelihood is 0 ...
 RING_HEIGHT = 0.5  # [m] ... and how much further out it is where the likelihood is 1
 ARROW_LENGTH = 1.0  # [m]; says nothing about the range, which is unknown
+ELLIPSE = math.sqrt(5.991)  # standard deviations that hold 95% in the plane (chi-square)
 
 
 def chunk_to_array(chunk: AudioChunk) -> np.ndarray:
@@ -120,15 +122,36 @@ def quaternion(roll: float, pitch: float, yaw: float) -> tuple[float, float, flo
 def direction_pose(event: SoundEvent, header: Header) -> PoseStamped | None:
     """The direction of an event as a pose: at the microphones, x pointing to the sound.
 
-    The position is always 0: the range is unknown, so that there is no place to tell. None without
-    a direction (NaN).
+    The tracked direction, or without a track that of the window. The position is always 0: a
+    direction has no range. None without a direction (NaN).
     """
-    if not math.isfinite(event.azimuth):
+    azimuth = best_azimuth(event)
+    if not math.isfinite(azimuth):
         return None
     pose = PoseStamped(header=header)
     out = pose.pose.orientation
-    out.x, out.y, out.z, out.w = quaternion(0.0, 0.0, float(event.azimuth))
+    out.x, out.y, out.z, out.w = quaternion(0.0, 0.0, azimuth)
     return pose
+
+
+def best_azimuth(event: SoundEvent) -> float:
+    """The tracked azimuth of an event, or without a track that of the window, in radians."""
+    return float(event.track_azimuth if event.track_id else event.azimuth)
+
+
+def position_pose(position: Position, header: Header) -> PoseWithCovarianceStamped:
+    """A position in the frame of the odometry, which `header` names.
+
+    z and the orientation aren't known: their variances are -1, their values 0 (w 1).
+    """
+    message = PoseWithCovarianceStamped(header=header)
+    where = message.pose.pose.position
+    where.x, where.y = float(position.x), float(position.y)
+    message.pose.pose.orientation.w = 1.0
+    covariance = np.diag([0.0, 0.0, -1.0, -1.0, -1.0, -1.0])
+    covariance[:2, :2] = position.covariance
+    message.pose.covariance = covariance.ravel()
+    return message
 
 
 def unit_vector(azimuth: float) -> Vector3:
@@ -143,7 +166,8 @@ def unit_vector(azimuth: float) -> Vector3:
 
 
 def sound_event(query_id: str, query_text: str, azimuth: float, likelihood: np.ndarray,
-                confidence: float, threshold: float, processing_time: float) -> SoundEvent:
+                confidence: float, threshold: float, processing_time: float,
+                track: TrackState | None = None) -> SoundEvent:
     """A SoundEvent from what the model says.
 
     Args:
@@ -152,15 +176,28 @@ def sound_event(query_id: str, query_text: str, azimuth: float, likelihood: np.n
         likelihood: (360,), bin i at i degrees.
         confidence, threshold: in [0, 1]; active from the threshold on.
         processing_time: seconds.
+        track: what the query's tracker knows; None: it has none.
     """
-    return SoundEvent(
+    event = SoundEvent(
         query_id=query_id, query_text=query_text,
         active=bool(confidence >= threshold), confidence=float(np.clip(confidence, 0, 1)),
         azimuth=float(to_rep103(float(azimuth))),
         azimuth_stddev=math.radians(float(circular_std(likelihood))),
         direction=unit_vector(azimuth),
         likelihood=np.clip(likelihood, 0, 1).astype(np.float32),
-        processing_time=seconds_to_duration(processing_time))
+        processing_time=seconds_to_duration(processing_time),
+        presence=float(np.clip(confidence, 0, 1)) if track is None else track.presence,
+        track_azimuth=math.nan, track_azimuth_stddev=math.nan)
+    if track is not None and track.id is not None:
+        event.track_id = track.id
+        event.track_age = seconds_to_duration(track.age_s)
+        event.track_azimuth = float(to_rep103(track.azimuth))
+        event.track_azimuth_stddev = math.radians(track.azimuth_std)
+        event.hypotheses = [DirectionHypothesis(
+            azimuth=float(to_rep103(hypothesis.azimuth)),
+            azimuth_stddev=math.radians(hypothesis.std), weight=hypothesis.weight)
+            for hypothesis in track.hypotheses]
+    return event
 
 
 def query_color(index: int) -> tuple[float, float, float]:
@@ -171,9 +208,9 @@ def query_color(index: int) -> tuple[float, float, float]:
 def event_markers(event: SoundEvent, header: Header, index: int = 0) -> list[Marker]:
     """What RViz shows of one event, in the plane of the microphones.
 
-    A ring (LINE_STRIP) that bulges where the likelihood is high, an ARROW to the best direction
-    and a TEXT. Namespace: the query_id; ids 0, 1, 2. The arrow and the text fade with the
-    confidence. Lengths mean nothing: the range is unknown.
+    A ring (LINE_STRIP) that bulges where the likelihood is high, an ARROW to the tracked direction
+    (without a track to that of the window) and a TEXT. Namespace: the query_id; ids 0, 1, 2. The
+    arrow and the text fade with the presence. Lengths mean nothing: the range is unknown.
     """
     red, green, blue = query_color(index)
 
@@ -183,7 +220,8 @@ def event_markers(event: SoundEvent, header: Header, index: int = 0) -> list[Mar
         out.color = ColorRGBA(r=red, g=green, b=blue, a=alpha)
         return out
 
-    fade = 0.1 + 0.9 * event.confidence
+    sure, azimuth = event.presence if event.track_id else event.confidence, best_azimuth(event)
+    way, fade = unit_vector(math.degrees(azimuth)), 0.1 + 0.9 * sure
     ring = marker(0, Marker.LINE_STRIP, 0.8)
     ring.scale.x = 0.02
     likelihood = np.asarray(event.likelihood, np.float64)
@@ -194,15 +232,34 @@ def event_markers(event: SoundEvent, header: Header, index: int = 0) -> list[Mar
 
     arrow = marker(1, Marker.ARROW, fade)
     arrow.scale.x, arrow.scale.y, arrow.scale.z = 0.04, 0.1, 0.15  # shaft, head, head length
-    tip = Point(x=ARROW_LENGTH * event.direction.x, y=ARROW_LENGTH * event.direction.y, z=0.0)
+    tip = Point(x=ARROW_LENGTH * way.x, y=ARROW_LENGTH * way.y, z=0.0)
     arrow.points = [Point(), tip]
 
     text = marker(2, Marker.TEXT_VIEW_FACING, fade)
     text.scale.z = 0.12
     text.pose.position = Point(x=1.15 * tip.x, y=1.15 * tip.y, z=0.15)
-    angle = f"{math.degrees(event.azimuth):+.0f}°  " if math.isfinite(event.azimuth) else ""
-    text.text = f"{event.query_text}\n{angle}{100 * event.confidence:.0f}%"
+    angle = f"{math.degrees(azimuth):+.0f}°  " if math.isfinite(azimuth) else ""
+    text.text = f"{event.query_text}\n{angle}{100 * sure:.0f}%"
     return [ring, arrow, text] if angle else [text]
+
+
+def position_marker(query_id: str, position: Position, header: Header, index: int = 0) -> Marker:
+    """The ellipse that holds a position with 95% probability, a flat CYLINDER on the floor.
+
+    Namespace: <query_id>/position; id 0.
+    """
+    variances, axes = np.linalg.eigh(position.covariance)
+    marker = Marker(header=header, ns=f"{query_id}/position", type=Marker.CYLINDER,
+                    action=Marker.ADD)
+    marker.pose.position.x, marker.pose.position.y = float(position.x), float(position.y)
+    out = marker.pose.orientation
+    out.x, out.y, out.z, out.w = quaternion(0.0, 0.0, math.atan2(axes[1, 1], axes[0, 1]))
+    marker.scale.x, marker.scale.y = (
+        2 * ELLIPSE * math.sqrt(max(float(v), 0.0)) for v in variances[::-1])
+    marker.scale.z = 0.02
+    red, green, blue = query_color(index)
+    marker.color = ColorRGBA(r=red, g=green, b=blue, a=0.4)
+    return marker
 
 
 def delete_markers(query_id: str, header: Header) -> list[Marker]:

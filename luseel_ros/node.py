@@ -2,14 +2,15 @@
 
 Callbacks only check messages and hand samples over. The model runs in a thread of its own, so that
 a slow network never delays a callback or a lifecycle service; whatever doesn't fit is dropped,
-counted and said.
+counted and said. Audio comes in a third thread, because that is cheaper (callback_thread.py); all
+other callbacks run where the node is spun.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from rcl_interfaces.msg import SetParametersResult
@@ -25,18 +26,32 @@ from luseel_model.streaming import ExtractionStream, StreamResult
 
 from . import conversions, parameters
 from .audio_io import AudioBlock, AudioReader, load_messages
-from .diagnostics import Diagnostics, Report, Statistics
+from .callback_thread import SubscriptionThread
+from .diagnostics import PERIOD, Diagnostics, Report, Statistics
 from .outputs import Mount, Outputs
 from .parameters import PARAMETERS
 from .queries import QueryInterface, QueryList
 from .steady_model import SteadyModel, free_memory, words
 from .timeline import JUMP, Block, Timeline
+from .tracking import Tracks
 
 WARNING_PERIOD = 5.0  # [s] between two warnings of one kind
 SILENCE_PERIOD = 5.0  # [s] without audio until the node says so
 STOP_SECONDS = 10.0  # [s] that the run of the model may take that is under way when it's to stop
 MAX_MISSING = 3600.0  # [s] beyond which a jump of the sample numbers isn't counted as lost audio
+REST = 0.2  # [s] at most for which audio may wait that doesn't complete a hop yet
 CLOCK_JUMP = 2.0  # [s] forward from which simulated time has jumped; backward any
+# Parameters of the trackers.
+TRACKED = ("confidence_threshold", "track_memory", "position_stddev")
+# What a stream counts, and what is said of it: seconds {s} or number {n} so far.
+LOSSES = {
+    "dropped": "the model is too slow: {s} s of audio dropped so far",
+    "missing": "audio messages were lost: {s} s so far",
+    "repeated": "audio that was there already: {s} s ignored so far",
+    "invalid": "{n} samples that are not finite, or absurdly large, taken as 0",
+    "restarts": "first_sample jumped: the stream started anew ({n} times so far)",
+    "halvings": "no memory left: fewer queries at a time from now on",
+    "failed": ""}
 
 
 @dataclass
@@ -45,8 +60,9 @@ class _Session:
 
     stream: ExtractionStream
     timeline: Timeline
-    counted: dict = field(default_factory=dict)  # counters of the stream at the last look
-    restarts: int = 0  # of the stream, at the last look
+    counted: tuple = (0,) * len(LOSSES)  # by the stream, at the last look
+    result: tuple[int, int, float] | None = None  # end and length of the last hop, and when it was
+    real_time: bool = False  # audio doesn't come faster than it was recorded
 
 
 class LuseelNode(LifecycleNode):
@@ -63,7 +79,7 @@ class LuseelNode(LifecycleNode):
     def __init__(self, load=load_model, **kwargs):
         super().__init__("luseel", **kwargs)
         self._load = load
-        self._lock = threading.Lock()  # guards _session and its timeline
+        self._lock = threading.Lock()  # guards _session, its timeline and _mount
         self._publishing = threading.Lock()  # once _stop is set, nothing is published
         self.queries = QueryList()
         self.statistics = Statistics()
@@ -73,17 +89,22 @@ class LuseelNode(LifecycleNode):
         self._asking: QueryInterface | None = None
         self._outputs: Outputs | None = None
         self._audio: AudioReader | None = None
+        self._listening: SubscriptionThread | None = None
         self._worker: threading.Thread | None = None
         self._stop = threading.Event()
         self._last_audio = self._last_silence = 0.0
         self._frame = ""  # of the newest audio
         self._failing = ""  # why the last hop failed
         self._starter = self._jumps = None
+        self._tracks = Tracks(self, lambda text: self._warn("odometry", text))
         self.add_on_set_parameters_callback(self._check_parameters)
         parameters.declare(self)
         self.add_post_set_parameters_callback(self._parameters_changed)
         self._mount = Mount(self, lambda text: self._warn("mount", text))
         self._diagnostics = Diagnostics(self, self._report)
+        # One timer for what is due each second, because each time that one is due costs more than
+        # what it does; by the steady clock: simulated time may stand still.
+        self.create_timer(PERIOD, self._each_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=Duration(seconds=CLOCK_JUMP),
                           min_backward=Duration(nanoseconds=-1), on_clock_change=True),
@@ -145,21 +166,26 @@ class LuseelNode(LifecycleNode):
         values = parameters.values(self)
         self._session = None
         self._last_audio = time.monotonic()
+        self._listening = SubscriptionThread(self, "audio")
         try:
             self._audio = AudioReader(
                 self, values["audio_type"], "audio", parameters.audio_qos(values),
                 self._on_audio, self._audio_refused, sample_rate=values["audio_sample_rate"],
                 channels=2, sample_format=values["audio_sample_format"],
-                info_topic=values["audio_info_topic"],
+                info_topic=values["audio_info_topic"], thread=self._listening,
                 event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_unfit_audio))
         except Exception as error:  # no such message type here, for one
             self.get_logger().error(f"can't activate: {words(error)}")
+            self._stop_listening()
             return TransitionCallbackReturn.FAILURE
         self._stop = threading.Event()  # a new one: an older worker that still runs stays stopped
         self._worker = threading.Thread(
             target=self._work, args=(self._stop, self._outputs), name="inference", daemon=True)
         self._worker.start()
         self._mount.update(values, values["frame_id"])
+        self._tracks.mounted(values)
+        self._tracks.listen(self._listening)
+        self._listening.start()
         self.get_logger().info(
             f"active: listening to {self._audio_topic()}, "
             + (", ".join(f"'{query.text}'" for query in self.queries.all().values())
@@ -197,13 +223,17 @@ class LuseelNode(LifecycleNode):
         super().destroy_node()
 
     def _stop_listening(self) -> None:
+        with self._publishing:
+            self._stop.set()
+        if self._listening is not None:
+            self._listening.stop()
+            self._listening = None
         if self._audio is not None:
             self._audio.destroy()
             self._audio = None
+        self._tracks.unlisten()
         if self._worker is None:
             return
-        with self._publishing:
-            self._stop.set()
         try:
             self._outputs.clear_markers()
         except Exception:  # at the end of the process there may be no ROS any more
@@ -269,9 +299,20 @@ class LuseelNode(LifecycleNode):
         if session is not None and names & {"profile", "hop", "precision"}:
             session.stream.set_profile(**parameters.stream_times(values))
         if names & {name for name, p in PARAMETERS.items() if p.effect == "stream"}:
-            self._session = None
+            self._forget_session()
+        self._tracks.mounted(values)
         if self._state == "active":
+            self._update_mount()
+
+    def _update_mount(self) -> None:
+        with self._lock:
+            values = parameters.values(self)
             self._mount.update(values, values["frame_id"] or self._frame)
+
+    def _forget_session(self) -> None:
+        """Start anew with the next audio, by the parameters of now."""
+        with self._lock:  # one that is being made has the parameters of before
+            self._session = None
 
     # -- queries -----------------------------------------------------------------------------
 
@@ -321,17 +362,26 @@ class LuseelNode(LifecycleNode):
         self.statistics.block(count)
         if block.frame_id != self._frame:
             self._frame = block.frame_id
-            if not self.get_parameter("frame_id").value:
-                self._mount.update(parameters.values(self), self._frame)
+            self._update_mount()
         self._count_losses(session)
+        if session.real_time and block.stamped:  # else the time of arrival must be known
+            self._listening.rest(self._spare(session, start + count, count))
+
+    def _spare(self, session: _Session, position: int, count: int) -> float:
+        """Seconds in which no message completes a hop, with messages of that length; little enough
+        that they find room in the queue."""
+        end, hop, _ = session.result
+        left = hop - (position - end) % hop - count
+        few = self.get_parameter("audio_depth").value // 4 * count
+        return min(REST, min(left, few) / session.stream.sample_rate)
 
     def _audio_refused(self, reason: str) -> None:
         self.statistics.count("refused")
         self._warn("audio", f"audio ignored: {reason}")
 
     def _new_session(self, sample_rate: int) -> _Session:
-        values = parameters.values(self)
         with self._lock:
+            values = parameters.values(self)
             old = self._session
             if old is not None and old.stream.sample_rate != sample_rate:
                 self.statistics.count("changes")
@@ -368,7 +418,7 @@ class LuseelNode(LifecycleNode):
             self.statistics.count("clock_jumps")
             self._warn("ros clock", f"the node's clock jumped by {nanoseconds / 1e9:+.3f} s")
             if nanoseconds < 0:
-                self._session = None  # what comes now has nothing to do with what was
+                self._forget_session()  # what comes now has nothing to do with what was
 
     # -- the thread of the model -------------------------------------------------------------
 
@@ -378,11 +428,12 @@ class LuseelNode(LifecycleNode):
             try:
                 if session is None or not session.stream.wait(0.1):
                     if session is None:
-                        stop.wait(0.02)
+                        stop.wait(0.1)
                     self._say_silence()
                     continue
                 result = session.stream.process()
                 if result is not None:
+                    self._note_pace(session, result)
                     with self._publishing:
                         if not stop.is_set():
                             self._publish(session, result, outputs)
@@ -393,6 +444,13 @@ class LuseelNode(LifecycleNode):
                     self._warn("model", self._failing)
                     if session is not None:
                         self._count_losses(session)
+
+    @staticmethod
+    def _note_pace(session: _Session, result: StreamResult) -> None:
+        now, hop, last = time.monotonic(), result.hop_end - result.hop_start, session.result
+        session.result = (result.hop_end, hop, now)
+        session.real_time = last is not None and (
+            result.hop_end - last[0]) / result.sample_rate < 1.5 * (now - last[2])
 
     def _publish(self, session: _Session, result: StreamResult, outputs: Outputs) -> None:
         frame = self.get_parameter("frame_id").value
@@ -407,8 +465,12 @@ class LuseelNode(LifecycleNode):
             return Header(stamp=conversions.ns_to_time(time_ns), frame_id=frame or block.frame)
 
         hop = (result.hop_end - result.hop_start) / result.sample_rate
-        outputs.publish(result, self.queries.all(), hop, header_of,
-                        self.get_parameter("confidence_threshold").value)
+        queries, header = self.queries.all(), header_of(result.hop_start)
+        values = {name: self.get_parameter(name).value for name in TRACKED}
+        tracks = {} if header is None else self._tracks.update(
+            result, queries, conversions.time_to_ns(header.stamp), self._model.window, hop, values)
+        outputs.publish(result, queries, hop, header_of, values["confidence_threshold"], tracks,
+                        self._tracks.frame)
         with self._lock:
             last = session.timeline.find(result.restarts, result.hop_end - 1)
         if last is not None:
@@ -419,23 +481,23 @@ class LuseelNode(LifecycleNode):
                 (self.get_clock().now().nanoseconds - end) / conversions.NANOSECONDS,
                 time.monotonic() - last.arrival)
 
+    def _each_second(self) -> None:
+        self._diagnostics.publish()
+        if self._asking is not None:
+            self._asking.look()
+
     # -- what went wrong ---------------------------------------------------------------------
 
     def _count_losses(self, session: _Session) -> None:
         """Add what the stream counted since the last look, and say what is new."""
         counters, rate = session.stream.counters, session.stream.sample_rate
-        for name, text in (
-                ("dropped", "the model is too slow: {s} s of audio dropped so far"),
-                ("missing", "audio messages were lost: {s} s so far"),
-                ("repeated", "audio that was there already: {s} s ignored so far"),
-                ("invalid", "{n} samples that are not finite, or absurdly large, taken as 0"),
-                ("restarts", "first_sample jumped: the stream started anew ({n} times so far)"),
-                ("halvings", "no memory left: fewer queries at a time from now on"),
-                ("failed", "")):
-            value = getattr(counters, name)
-            with self._lock:
-                new = value - session.counted.get(name, 0)
-                session.counted[name] = value
+        values = tuple(getattr(counters, name) for name in LOSSES)
+        with self._lock:
+            before, session.counted = session.counted, values
+        if values == before:
+            return
+        for (name, text), value, old in zip(LOSSES.items(), values, before):
+            new = value - old
             if new > MAX_MISSING * rate:  # sample numbers gone mad are no length of audio
                 continue
             self.statistics.count(name, new)
@@ -481,10 +543,12 @@ class LuseelNode(LifecycleNode):
                 reduced = reduced or (f"{session.stream.max_queries_at_once} queries at a time, "
                                       "because memory ran out")
         active = self._state == "active"
+        with self._lock:
+            true_rate = session.timeline.true_rate if session else None
         return Report(
             name=self.get_fully_qualified_name(), state=self._state, statistics=self.statistics,
             about=about, sample_rate=session.stream.sample_rate if session else 0,
-            true_rate=session.timeline.true_rate if session else None,
+            true_rate=true_rate,
             silent=time.monotonic() - self._last_audio if active else None,
             patience=SILENCE_PERIOD, publishers=self.count_publishers(self._audio_topic()),
             failing=self._failing, reduced=reduced,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any, Callable, Mapping
 
-from geometry_msgs.msg import PoseStamped, TransformStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, TransformStamped
 from luseel.msg import SoundEvent, SoundEventArray
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -13,6 +14,7 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
 from luseel_model.streaming import StreamResult
+from luseel_model.tracking import TrackState
 
 from . import conversions, parameters
 from .audio_io import AudioBlock, AudioWriter
@@ -51,6 +53,7 @@ class Outputs:
         self._extracted = (AudioWriter(node, self._kind, "~/extracted", self._qos)
                            if self._kind == "luseel" else None)
         self._poses: dict[str, Any] = {}
+        self._positions: dict[str, Any] = {}
         self._writers: dict[str, AudioWriter] = {}
         self._shown: dict[str, str] = {}  # frame of the markers in RViz, by query
 
@@ -72,17 +75,21 @@ class Outputs:
             for query_id in [*self._poses]:
                 if query_id not in queries:
                     self._node.destroy_publisher(self._poses.pop(query_id))
+                    self._node.destroy_publisher(self._positions.pop(query_id))
                     if query_id in self._writers:
                         self._writers.pop(query_id).destroy()
             for query_id in queries:
                 if query_id not in self._poses:
                     self._poses[query_id] = self._publisher(PoseStamped, f"~/poses/{query_id}")
+                    self._positions[query_id] = self._publisher(
+                        PoseWithCovarianceStamped, f"~/positions/{query_id}")
                     if self._extracted is None:
                         self._writers[query_id] = AudioWriter(
                             self._node, self._kind, f"~/extracted/{query_id}", self._qos)
 
     def publish(self, result: StreamResult, queries: Mapping[str, ActiveQuery], hop: float,
-                header_of: Callable[[int], Header | None], threshold: float) -> None:
+                header_of: Callable[[int], Header | None], threshold: float,
+                tracks: Mapping[str, TrackState] | None = None, odom_frame: str = "") -> None:
         """All that one hop says.
 
         Args:
@@ -90,43 +97,63 @@ class Outputs:
             hop: seconds, for the lifetime of the markers.
             header_of: capture time and frame of a sample of the stream; None: not known any more.
             threshold: of the queries without their own.
+            tracks: what the trackers know, by the id of the query.
+            odom_frame: of their positions.
         """
         header = header_of(result.hop_start)
         if header is None:
             return
-        events, markers, best = [], [], None
         with self._lock:
-            # The costliest of all messages, and mostly nobody looks.
-            watched = self._markers.get_subscription_count() > 0
+            # Nothing is made that nobody gets; the markers are the costliest of all.
+            watched, directions = _heard(self._markers), _heard(self._pose)
+            wanted = watched or directions or _heard(self._events, *self._poses.values())
+            events, markers, best = [], [], None
             for estimate in result.estimates:
                 query = queries.get(estimate.key)
                 if query is None or query.text != estimate.query:
                     continue  # replaced while the model ran
                 self._publish_audio(result.sample_rate, estimate, header_of)
+                track = (tracks or {}).get(query.id)
+                position = track.position if track is not None else None
+                if position is not None:
+                    there = Header(stamp=header.stamp, frame_id=odom_frame)
+                    if query.id in self._positions and _heard(self._positions[query.id]):
+                        self._positions[query.id].publish(
+                            conversions.position_pose(position, there))
+                    if watched:
+                        markers.append(conversions.position_marker(
+                            query.id, position, there, query.index))
+                if not wanted:
+                    continue
                 event = conversions.sound_event(
                     query.id, query.text, estimate.azimuth, estimate.likelihood,
-                    estimate.confidence, query.threshold or threshold, result.processing_time)
+                    estimate.confidence, query.threshold or threshold, result.processing_time,
+                    track)
                 events.append(event)
                 if watched:
                     markers += conversions.event_markers(event, header, query.index)
-                pose = conversions.direction_pose(event, header)
-                if pose is not None and event.active:
-                    if query.id in self._poses:
-                        self._poses[query.id].publish(pose)
-                    if best is None or event.confidence > best[0]:
-                        best = event.confidence, pose
-            if best is not None:
-                self._pose.publish(best[1])
-            self._events.publish(SoundEventArray(header=header, events=events))
+                if event.active or event.track_id:
+                    own = self._poses.get(query.id)
+                    if own is not None and _heard(own):
+                        _publish_pose(own, event, header)
+                    if math.isfinite(conversions.best_azimuth(event)) and (
+                            best is None or event.confidence > best.confidence):
+                        best = event
+            if best is not None and directions:
+                _publish_pose(self._pose, best, header)
+            if wanted:
+                self._events.publish(SoundEventArray(header=header, events=events))
             if watched or self._shown:
                 self._publish_markers(events if watched else [], markers, header, hop)
 
     def _publish_audio(self, sample_rate: int, estimate, header_of) -> None:
         if not estimate.audio.shape[1]:
             return
-        header = header_of(estimate.first_sample)
         writer = self._extracted or self._writers.get(estimate.key)
-        if header is not None and writer is not None:
+        if writer is None or not writer.listened_to:
+            return
+        header = header_of(estimate.first_sample)
+        if header is not None:
             writer.publish(AudioBlock(
                 estimate.audio.T, sample_rate, conversions.time_to_ns(header.stamp),
                 header.frame_id, estimate.first_sample % 2**64, estimate.key))
@@ -155,12 +182,24 @@ class Outputs:
     def destroy(self) -> None:
         """Take the topics off the graph."""
         with self._lock:
-            for publisher in (self._events, self._markers, self._pose, *self._poses.values()):
+            for publisher in (self._events, self._markers, self._pose, *self._poses.values(),
+                              *self._positions.values()):
                 self._node.destroy_publisher(publisher)
             for writer in (self._extracted, *self._writers.values()):
                 if writer is not None:
                     writer.destroy()
-            self._poses, self._writers = {}, {}
+            self._poses, self._positions, self._writers = {}, {}, {}
+
+
+def _heard(*publishers) -> bool:
+    """Whether anybody subscribes one of them."""
+    return any(publisher.get_subscription_count() for publisher in publishers)
+
+
+def _publish_pose(publisher, event: SoundEvent, header: Header) -> None:
+    pose = conversions.direction_pose(event, header)
+    if pose is not None:
+        publisher.publish(pose)
 
 
 class Mount:

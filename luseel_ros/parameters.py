@@ -62,8 +62,8 @@ PARAMETERS = {
         "", "Path of a YAML file with the calibration of these microphones; empty: none",
         effect="configure"),
     "head": Parameter(
-        "", "Path of a file with the responses of these ears (made by luseel-heads of a SOFA file); "
-        "empty: those of the head that the model was trained on", effect="configure"),
+        "", "Path of a file with the responses of these ears (made by luseel-heads of a SOFA "
+        "file); empty: those of the head that the model was trained on", effect="configure"),
     "warm_up": Parameter(
         True, "Run the model once on silence while configuring, so that the first result is not "
         "late", effect="configure"),
@@ -118,6 +118,12 @@ PARAMETERS = {
     "confidence_threshold": Parameter(
         0.5, "An event is active from this confidence on, if its query has no threshold of its own",
         (0.0, 1.0)),
+    "track_memory": Parameter(
+        10.0, "Seconds of silence after which the track of a sound ends; the next one gets a new "
+        "number", (0.0, 600.0)),
+    "position_stddev": Parameter(
+        1.0, "A position is published from this standard deviation [m] on, in its worst direction",
+        (0.05, 5.0)),
     "max_queries": Parameter(8, "Most queries at one time; each costs computing time", (1, 256)),
     "frame_id": Parameter(
         "", "Frame of the microphones in all outputs; empty: that of the audio"),

@@ -103,7 +103,12 @@ def test_fields_of_the_built_messages():
     assert fields["SoundEvent"] == {
         "query_id": "string", "query_text": "string", "active": "boolean", "confidence": "float",
         "azimuth": "float", "azimuth_stddev": "float", "direction": "geometry_msgs/Vector3",
-        "likelihood": "float[360]", "processing_time": "builtin_interfaces/Duration"}
+        "likelihood": "float[360]", "processing_time": "builtin_interfaces/Duration",
+        "presence": "float", "track_id": "uint32",
+        "track_age": "builtin_interfaces/Duration", "track_azimuth": "float",
+        "track_azimuth_stddev": "float", "hypotheses": "sequence<luseel/DirectionHypothesis>"}
+    assert fields["DirectionHypothesis"] == {
+        "azimuth": "float", "azimuth_stddev": "float", "weight": "float"}
     assert fields["SoundEventArray"] == {
         "header": "std_msgs/Header", "events": "sequence<luseel/SoundEvent>"}
     assert fields["Query"] == {
