@@ -377,7 +377,7 @@ class Trainer:
             return
         info = {"training": self.config.name, "step": self.step, "kinds": self.train_pool.kinds,
                 "network": self.config.network, "ears": self.config.data.ears,
-                "training_seconds": round(self.elapsed, 1), **info}
+                "training_seconds": round(self.elapsed, 3), **info}
         save_checkpoint(self.out / name, self._evaluated_state(), self.network.config, info)
 
     def _evaluated_state(self) -> dict[str, Tensor]:
