@@ -52,7 +52,7 @@ def test_writes_sounds_picture_and_page(tmp_path):
         {"cell": [row(3, 0, 4.0), row(3, 1, 6.0)]}, read_licences(tmp_path), tmp_path / "out", True)
     assert given == ["ears"]
     assert {f.name for f in files} == {
-        "README.md", "cell.png", "cell_mixture.ogg", "cell_1_extracted.ogg", "cell_1_true.ogg",
+        "README.md", "cell.jpg", "cell_mixture.ogg", "cell_1_extracted.ogg", "cell_1_true.ogg",
         "cell_2_extracted.ogg", "cell_2_true.ogg"}
     audio, rate = soundfile.read(tmp_path / "out" / "cell_mixture.ogg")
     assert rate == 16000 and audio.shape == (16000, 2)

@@ -85,7 +85,7 @@ def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[di
             files.append(out / f"{cell}_{name}.ogg")
             soundfile.write(files[-1], (audio * scale).clip(-1, 1).T, SAMPLE_RATE,
                             format="OGG", subtype="VORBIS")
-        files.append(out / f"{cell}.png")
+        files.append(out / f"{cell}.jpg")
         plot_extractions(mixture.audio, found, files[-1], [float(a) for a in mixture.azimuth])
         text += _section(cell, mixture, found, rows[cell], licences)
     files.append(out / "README.md")
@@ -113,4 +113,4 @@ def _section(cell: str, mixture: BenchmarkMixture, found, rows, licences) -> lis
             f"| {kind} | [hear]({cell}_{i + 1}_extracted.ogg) | [hear]({cell}_{i + 1}_true.ogg) | "
             f"{gains[i]:.1f} | {mixture.azimuth[i]:.0f} | {extraction.azimuth:.0f} | "
             f"{Path(mixture.recording[i]).name} of {source} | {licence} |")
-    return [*lines, "", f"![Spectrograms and directions]({cell}.png)", ""]
+    return [*lines, "", f"![Spectrograms and directions]({cell}.jpg)", ""]
