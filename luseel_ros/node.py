@@ -39,7 +39,7 @@ WARNING_PERIOD = 5.0  # [s] between two warnings of one kind
 SILENCE_PERIOD = 5.0  # [s] without audio until the node says so
 STOP_SECONDS = 10.0  # [s] that the run of the model may take that is under way when it's to stop
 MAX_MISSING = 3600.0  # [s] beyond which a jump of the sample numbers isn't counted as lost audio
-REST = 0.2  # [s] at most for which audio may wait that doesn't complete a hop yet
+REST = 0.4  # [s] at most for which audio may wait that doesn't complete a hop yet
 CLOCK_JUMP = 2.0  # [s] forward from which simulated time has jumped; backward any
 # Parameters of the trackers.
 TRACKED = ("confidence_threshold", "track_memory", "position_stddev")
