@@ -172,7 +172,8 @@ def test_short_messages_in_real_time_are_taken_together(monkeypatch):
 
 
 @pytest.mark.parametrize("options, rests", [({}, True), ({"audio_depth": 3}, False)])
-def test_no_rest_before_the_end_of_a_hop_nor_beyond_the_queue(options, rests):
+def test_no_rest_before_the_end_of_a_hop_nor_beyond_the_queue(options, rests, monkeypatch):
+    monkeypatch.setattr("luseel_ros.node.REST", 0.2)
     with running(hop=0.4, **options) as (node, peer):
         assert peer.connected()
         peer.play(1.0)
