@@ -206,6 +206,13 @@ class HeadSearch(nn.Module):
                             ("images", "azimuth", "evidence", "statistics")))
 
 
+def onsets(level: Tensor, floor: Tensor | float) -> Tensor:
+    """(…, T) levels → how much each frame rises above the two before it, 0 to 1."""
+    before = F.pad(level, (2, 0))
+    before = torch.maximum(before[..., 1:-1], before[..., :-2])
+    return ((level - before) / (level + before + floor)).clamp_min(0)
+
+
 def over_circle(logits: Tensor) -> Tensor:
     """(N, 1, D) at even azimuths → (N, 360), interpolated."""
     logits = torch.cat([logits, logits[..., :1]], -1)
@@ -244,11 +251,8 @@ class MatchedLocalizer(nn.Module):
         onsets alone (the direct sound comes before the room's), and the bands' levels."""
         whole = moments(spectrum[:, :, self.match_bins])                   # B f' 4 T
         level = whole[:, :, :2].sum(2)                                     # B f' T
-        before = F.pad(level, (2, 0))
-        before = torch.maximum(before[..., 1:-1], before[..., :-2])
-        onset = ((level - before) / (level + before + 1e-10)).clamp_min(0)
         banded = []
-        for weight in (None, onset):
+        for weight in (None, onsets(level, 1e-10)):
             some = whole if weight is None else whole * weight[:, :, None]
             some = some.sum(-1)                                            # B f' 4
             energy = some[..., :2].sum(-1)                                 # B f'

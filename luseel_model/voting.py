@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .head_search import HeadSearch, MatchedLocalizer, moments, over_circle
+from .head_search import HeadSearch, MatchedLocalizer, moments, onsets, over_circle
 
 _WIDTH = 0.08        # of a vote, as a share of the bin's energy that the direction leaves over
 _LEVEL_POWER = 0.3   # of a bin's energy, as the loudness of its vote
@@ -94,9 +94,7 @@ class VotingLocalizer(nn.Module):
         level = x[:, :, :2].sum(2)                                         # b f' T
         floor = level.mean((1, 2), keepdim=True) * 1e-6 + 1e-12
         share = (own / (level + floor)[:, None]).clamp(max=1.0).square()   # b Q f' T
-        before = F.pad(own, (2, 0))
-        before = torch.maximum(before[..., 1:-1], before[..., :-2])
-        onset = ((own - before) / (own + before + floor[:, None])).clamp_min(0)
+        onset = onsets(own, floor[:, None])
         local = F.avg_pool2d(x.transpose(1, 2), 3, 1, 1)                   # b 4 f' T
         coherence = (local[:, 2].square() + local[:, 3].square()) \
             / (local[:, 0] * local[:, 1] + floor.square())

@@ -102,3 +102,16 @@ def write_corpus(folder, clips):
         samples = np.concatenate([samples for _, _, samples in items])
         np.save(folder / f"{split}.npy", np.round(samples * 32767).astype(np.int16))
     return folder
+
+
+def in_step(trainer, step, action):
+    """Call ``action`` in the middle of a step: chance was used, but nothing learnt yet."""
+    losses = trainer.losses
+
+    def interrupted(*arguments):
+        result = losses(*arguments)
+        if trainer.step == step:
+            action()
+        return result
+
+    trainer.losses = interrupted

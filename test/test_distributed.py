@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from model_fixtures import TINY, merged, minilm, noise, write_corpus
+from model_fixtures import TINY, in_step, merged, minilm, noise, write_corpus
 
 from luseel_model.config import build_config
 from luseel_model.errors import CheckpointError, ConfigError
@@ -54,18 +54,6 @@ def three_steps(trainer):
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=1e-2)
     terms = [trainer.train_step() for _ in range(3)]
     return trainer.network.state_dict(), float(terms[-1]["grad_norm"])
-
-
-def in_step(trainer, step, action):
-    losses = trainer.losses
-
-    def watched(*arguments):
-        result = losses(*arguments)
-        if trainer.step == step:
-            action()
-        return result
-
-    trainer.losses = watched
 
 
 def work(folder):

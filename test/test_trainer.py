@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from model_fixtures import TINY, changed, make_network, merged, minilm, noise, write_corpus
+from model_fixtures import (TINY, changed, in_step, make_network, merged, minilm, noise,
+                            write_corpus)
 
 from luseel_model.checkpoint import load_network, read_checkpoint, save_checkpoint
 from luseel_model.config import build_config
@@ -86,19 +87,6 @@ def assert_same_run(one, other):
     for name in ("best.safetensors", "last.safetensors"):
         states = [read_checkpoint(t.out / name)[1] for t in (one, other)]
         assert all(torch.equal(v, states[1][k]) for k, v in states[0].items()), name
-
-
-def in_step(trainer, step, action):
-    """Call ``action`` in the middle of a step: chance was used, but nothing learnt yet."""
-    losses = trainer.losses
-
-    def interrupted(*arguments):
-        result = losses(*arguments)
-        if trainer.step == step:
-            action()
-        return result
-
-    trainer.losses = interrupted
 
 
 @pytest.fixture

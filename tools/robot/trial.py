@@ -1,7 +1,7 @@
 """Does the robot find the crying baby? Random homes, three navigators, a table.
 
     python tools/robot/trial.py                         50 homes  (``make robot-trial``)
-    python tools/robot/trial.py --homes 4 --navigators luseel --out /tmp/robot
+    python tools/robot/trial.py --homes 4 --navigators luseel --out runs/robot
 
 "luseel" follows the node, "loudest" the loudest direction (GCC-PHAT), "true" the true direction:
 same tracker, same behaviour, same homes. Each run is a line of runs.jsonl as soon as it has ended;

@@ -79,8 +79,8 @@ def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[di
         found = model.extract(mixture.audio, SAMPLE_RATE, mixture.kind, progress=False)
         scale = FULL_SCALE / max(abs(mixture.audio).max(), 1e-9)
         sounds = [("mixture", mixture.audio)]
-        for i, (kind, extraction) in enumerate(zip(mixture.kind, found), start=1):
-            sounds += [(f"{i}_extracted", extraction.audio), (f"{i}_true", mixture.sources[i - 1])]
+        for i, (extraction, truth) in enumerate(zip(found, mixture.sources), start=1):
+            sounds += [(f"{i}_extracted", extraction.audio), (f"{i}_true", truth)]
         for name, audio in sounds:
             files.append(out / f"{cell}_{name}.ogg")
             soundfile.write(files[-1], (audio * scale).clip(-1, 1).T, SAMPLE_RATE,

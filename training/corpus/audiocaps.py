@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from luseel_model.errors import ConfigError, LuseelError
 from luseel_model.text import MAX_QUERY_CHARACTERS
-from training.corpus.pack import Item, file_sha256, pack
+from training.corpus.pack import Item, file_sha256, pack, write_atomically
 
 SOURCE = "audiocaps"
 #: Files of the splits, and what the splits are called here.
@@ -106,14 +105,10 @@ def pack_audiocaps(items: Sequence[Item], out: str | Path, progress: bool = True
     out = Path(out)
     manifest = pack(items, out, max_per_kind=None, progress=progress, exclusions=None)
     kinds = sorted({item.label for item in items})
-    temporary = out / "kinds.txt.part"
-    temporary.write_text("".join(f"{kind}\n" for kind in kinds), encoding="utf-8")
-    os.replace(temporary, out / "kinds.txt")
+    write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
     manifest["kinds"] = len(kinds)
     manifest["sha256"]["kinds.txt"] = file_sha256(out / "kinds.txt")
-    temporary = out / "manifest.json.part"
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    os.replace(temporary, out / "manifest.json")
+    write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
     return manifest
 
 

@@ -280,7 +280,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file as a whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -406,18 +407,18 @@ def pack(items: Sequence[Item], out: str | Path, max_per_kind: int | None = 400,
             splits[split] = _pack_split(chosen, split, out, settings, progress, wanted)
             splits[split]["fingerprint"] = fingerprint
         # Written after each split: an interrupted run goes on with the next one.
-        _write_atomically(manifest_path, json.dumps({**manifest, "splits": {**previous, **splits}},
+        write_atomically(manifest_path, json.dumps({**manifest, "splits": {**previous, **splits}},
                                                     indent=1))
     with open(out / "train.csv", newline="", encoding="utf-8") as file:
         count = Counter(row["label"] for row in csv.DictReader(file))
     kinds = sorted(label for label, number in count.items() if number >= min_per_kind)
     if not kinds:
         raise ConfigError(f"no label has {min_per_kind} training recordings")
-    _write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
-    _write_atomically(out / "LICENCES.md", _licence_report(splits))
+    write_atomically(out / "kinds.txt", "".join(f"{kind}\n" for kind in kinds))
+    write_atomically(out / "LICENCES.md", _licence_report(splits))
     manifest["kinds"], manifest["min_per_kind"] = len(kinds), min_per_kind
     manifest["sha256"] = {name: file_sha256(out / name) for name in ("kinds.txt", "LICENCES.md")}
-    _write_atomically(manifest_path, json.dumps(manifest, indent=1))
+    write_atomically(manifest_path, json.dumps(manifest, indent=1))
     return manifest
 
 
