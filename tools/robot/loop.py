@@ -198,12 +198,13 @@ class Loop:
                     if audio is not None:
                         follower.source.push(audio)
                 self._tell(world, audio if who == "luseel" else None)
+                # first the command, so that a hop's event always counts from the next step on
+                self._until(lambda: self._commands > answered, what="a command")
                 if world.steps % round(EVENT_HOP / HOP) == 0:
                     hop = round(world.time - EVENT_HOP, 3)
                     if follower is not None:
                         self._publish(follower, world, query, events, places)
                     self._until(lambda: hop in self._heard, what=f"the event of {hop:g} s")
-                self._until(lambda: self._commands > answered, what="a command")
                 if progress is not None:
                     progress(world)
             arrived = state.state == ARRIVED
@@ -300,12 +301,6 @@ class Loop:
         event.track_azimuth_stddev = math.radians(state.azimuth_std)
         position = state.position
         if position is not None:
-            header_there = Header(stamp=header.stamp, frame_id="odom")
-            message = PoseWithCovarianceStamped(header=header_there)
-            message.pose.pose.position.x, message.pose.pose.position.y = position.x, position.y
-            message.pose.pose.orientation.w = 1.0
-            covariance = np.zeros((6, 6))
-            covariance[:2, :2] = position.covariance
-            message.pose.covariance = covariance.ravel()
-            places.publish(message)
+            places.publish(conversions.position_pose(
+                position, Header(stamp=header.stamp, frame_id="odom")))
         events.publish(SoundEventArray(header=header, events=[event]))
