@@ -8,15 +8,16 @@
 
 from .angles import angular_error, wrap_degrees
 from .calibration import Calibration
-from .config import ModelConfig, load_config
 from .errors import (AudioError, CheckpointError, ConfigError, LuseelError, QueryError)
+from .families import load_config
 from .inference import Extraction, Extractor, WindowEstimate, WindowOutput, load_model
-from .luseel import LuSeeL
+from .luseel import LuSeeL, LuSeeLConfig
+from .query import Capabilities, Query
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AudioError", "Calibration", "CheckpointError", "ConfigError", "Extraction", "Extractor",
-    "LuSeeL", "LuseelError", "ModelConfig", "QueryError", "WindowEstimate", "WindowOutput",
-    "angular_error", "load_config", "load_model", "wrap_degrees",
+    "AudioError", "Calibration", "Capabilities", "CheckpointError", "ConfigError", "Extraction",
+    "Extractor", "LuSeeL", "LuSeeLConfig", "LuseelError", "Query", "QueryError",
+    "WindowEstimate", "WindowOutput", "angular_error", "load_config", "load_model", "wrap_degrees",
 ]

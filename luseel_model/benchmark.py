@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import ModelConfig, TextConfig
+from .config import TextConfig
 from .errors import LuseelError
 from .inference import Extractor, pick_device
-from .luseel import LuSeeL
+from .luseel import LuSeeL, LuSeeLConfig, LuSeeLExtractor
 from .streaming import PROFILES, autocast, resolve_precision
 
 QUERIES = ("dog barking", "a baby is crying", "where is the rain?", "footsteps on gravel",
@@ -155,7 +155,7 @@ class RandomText:
         return [self._cache[query] for query in queries]
 
 
-def untrained(config: ModelConfig, device: str | None = None) -> tuple[Extractor, str]:
+def untrained(config: LuSeeLConfig, device: str | None = None) -> tuple[Extractor, str]:
     """A network with random weights, and what to say about its text encoder.
 
     Weights don't change the time. MiniLM is used as configured, and so is T5 from a local folder;
@@ -169,7 +169,7 @@ def untrained(config: ModelConfig, device: str | None = None) -> tuple[Extractor
     if config.text.encoder == "t5" and not Path(config.text.weights).is_dir():
         text = RandomText(config.text, place)
         note += f" Random embeddings in place of the text encoder {config.text.weights}."
-    return Extractor(network, f"{config.name} (untrained)", text=text), note
+    return LuSeeLExtractor(network, f"{config.name} (untrained)", text=text), note
 
 
 def _processor(device: torch.device) -> str:

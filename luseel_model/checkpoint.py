@@ -1,4 +1,4 @@
-"""Self-describing checkpoints: safetensors with the model's configuration in the metadata.
+"""Self-describing checkpoints: safetensors, the model's family and configuration in the metadata.
 
 Never a pickle: nothing in a checkpoint can run code.
 """
@@ -13,17 +13,18 @@ from typing import Any, Mapping
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from .config import ModelConfig, build_config, to_dict
+from .config import build_config, to_dict
 from .errors import CheckpointError, ConfigError
-from .luseel import LuSeeL
+from .families import DEFAULT, family_of, find_family
 
 FORMAT = "luseel-1"
 CHECKPOINT_FOLDER = Path(__file__).parent / "checkpoints"
 SHIPPED = "luseel-small"
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], config: ModelConfig,
+def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], config: Any,
                     info: Mapping[str, Any] | None = None, half: bool = False) -> None:
     """Write ``state`` and ``config`` atomically (a reader never sees half a file).
 
@@ -37,7 +38,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, torch.Tensor], config:
     for key, value in state.items():
         value = value.detach().cpu().contiguous()
         tensors[key] = value.half() if half and value.is_floating_point() else value
-    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)),
+    metadata = {"format": FORMAT, "family": family_of(config).name,
+                "config": json.dumps(to_dict(config)),
                 "info": json.dumps(dict(info or {}))}
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=metadata)
@@ -66,7 +68,7 @@ def find_checkpoint(name_or_path: str | Path | None) -> Path:
     return path
 
 
-def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tensor], dict]:
+def read_checkpoint(path: str | Path) -> tuple[Any, dict[str, torch.Tensor], dict]:
     """Configuration, float32 weights and training information of a checkpoint.
 
     Raises:
@@ -86,7 +88,8 @@ def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
             f"{path} can't be read as safetensors ({error}): it is truncated or another kind of "
             "file (PyTorch's pickles are never loaded). Fetch it again, or train one.") from None
     try:
-        config = build_config(ModelConfig, json.loads(metadata["config"]))
+        family = find_family(metadata.get("family", DEFAULT))
+        config = build_config(family.config_class, json.loads(metadata["config"]))
         info = json.loads(metadata.get("info", "{}"))
     except (KeyError, json.JSONDecodeError, ConfigError) as error:
         raise CheckpointError(
@@ -101,10 +104,10 @@ def read_checkpoint(path: str | Path) -> tuple[ModelConfig, dict[str, torch.Tens
 
 
 def load_network(path: str | Path | None, device: str | torch.device = "cpu"
-                 ) -> tuple[LuSeeL, dict]:
+                 ) -> tuple[nn.Module, dict]:
     """Build the network a checkpoint describes, in evaluation mode, and its information."""
     config, state, info = read_checkpoint(path)
-    network = LuSeeL(config)
+    network = family_of(config).network_class(config)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -64,7 +64,7 @@ def _extract(args: argparse.Namespace) -> int:
         print(json.dumps(report if len(report) > 1 else report[0], indent=1))
     else:
         for result, path in zip(results, out):
-            side = "no direction" if result.azimuth != result.azimuth else \
+            side = "no direction" if result.azimuth is None else \
                 f"{result.azimuth:5.1f}° ({compass(result.azimuth)})"
             print(f"{result.query}: {side}, confidence {result.confidence:.2f} -> {path}")
         if args.plot:
@@ -104,7 +104,7 @@ def _benchmark(args: argparse.Namespace) -> int:
 
     from .benchmark import benchmark, untrained
     from .checkpoint import SHIPPED
-    from .config import load_config
+    from .families import load_config
     from .inference import load_model
 
     if args.config and not args.untrained:

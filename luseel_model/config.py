@@ -1,13 +1,12 @@
-"""Model configurations: YAML in, validated dataclasses out.
+"""Configurations: YAML in, validated dataclasses out, and the parts that all model families share.
 
-Every dimension of the network follows from these numbers; none is typed twice. An unknown key or
-a value of the wrong type is a :class:`ConfigError` naming it.
+An unknown key or a value of the wrong type is a :class:`ConfigError` naming it. Each family has its
+own dataclass (``luseel_model/<family>/config.py``); families.py finds it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from pathlib import Path
@@ -118,21 +117,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """A :class:`ConfigError` with ``message`` unless ``condition``."""
     if not condition:
         raise ConfigError(message)
 
 
-def _require_at_least(config: Any, least: float, *names: str) -> None:
+def require_at_least(config: Any, least: float, *names: str) -> None:
+    """A :class:`ConfigError` unless all these fields are ``least`` or more."""
     for name in names:
         value = getattr(config, name)
-        _require(value >= least, f"{name} must be at least {least}, got {value}")
+        require(value >= least, f"{name} must be at least {least}, got {value}")
 
 
-def _require_share(config: Any, *names: str) -> None:
+def require_share(config: Any, *names: str) -> None:
+    """A :class:`ConfigError` unless all these fields are in [0, 1)."""
     for name in names:
         value = getattr(config, name)
-        _require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
+        require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,80 +145,13 @@ class StftConfig:
     hop: int = 1024
 
     def __post_init__(self) -> None:
-        _require(self.hop > 0 and self.n_fft % (2 * self.hop) == 0,
-                 f"n_fft {self.n_fft} must be a multiple of twice the hop {self.hop}")
+        require(self.hop > 0 and self.n_fft % (2 * self.hop) == 0,
+                f"n_fft {self.n_fft} must be a multiple of twice the hop {self.hop}")
 
     @property
     def bins(self) -> int:
         """Frequency bins the network sees (the Nyquist bin is dropped, as in HTDemucs)."""
         return self.n_fft // 2
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneConfig:
-    """Encoders and decoders (HTDemucs, paper section 2.1.2), with options for small networks.
-
-    ``strides`` go along frequency in the spectral branch and along time in the time branch; each
-    kernel is twice its stride. ``inputs``: 'complex' gives real and imaginary parts (HTDemucs),
-    'interaural' adds log magnitude, level and phase differences. ``output``: 'direct' spectrum
-    (HTDemucs) or complex 'mask'. ``norm_groups`` 0 leaves the layers without GroupNorm (HTDemucs).
-    """
-
-    channels: int = 48
-    growth: int = 2
-    strides: tuple[int, ...] = (4, 4, 4, 4)
-    inputs: typing.Literal["complex", "interaural"] = "complex"
-    output: typing.Literal["direct", "mask"] = "direct"
-    time_branch: bool = True
-    encoder_context: tuple[int, ...] = (0, 0, 0, 0)
-    decoder_context: int = 1
-    norm_groups: int = 0
-    dconv_encoder: bool = True
-    dconv_decoder: bool = False
-    dconv_depth: int = 2
-    dconv_compress: int = 8
-    dconv_init: float = 1e-3
-    frequency_embedding: float = 0.2
-    rescale: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "channels", "growth", "dconv_compress")
-        _require_at_least(self, 0, "norm_groups", "decoder_context", "dconv_depth")
-        _require(len(self.strides) > 0 and min(self.strides) >= 2 and
-                 all(s % 2 == 0 for s in self.strides), "strides must be even numbers from 2")
-        _require(len(self.encoder_context) == len(self.strides) and
-                 min(self.encoder_context) >= 0,
-                 "encoder_context needs one value from 0 per stride")
-        _require(self.norm_groups == 0 or self.channels % self.norm_groups == 0,
-                 "channels must be a multiple of norm_groups")
-
-    @property
-    def layer_channels(self) -> tuple[int, ...]:
-        """Channels after each encoder layer."""
-        return tuple(self.channels * self.growth**i for i in range(len(self.strides)))
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Cross-domain transformer (paper section 2.1.3; HTDemucs). Self-attention at even layers,
-    cross-attention between time and spectrum at odd ones (self-attention without a time branch).
-    ``width`` 0 keeps the width of the last encoder layer. ``shared_layers`` (0 in the paper) come
-    first, without text, once for all queries."""
-
-    layers: int = 5
-    shared_layers: int = 0
-    width: int = 0
-    heads: int = 8
-    feed_forward: float = 4.0
-    layer_scale: float = 1e-4
-    dropout: float = 0.0
-    film_skips: bool = False
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "layers", "heads")
-        _require_at_least(self, 0, "shared_layers", "width")
-        _require(self.feed_forward > 0, "feed_forward must be above 0")
-        _require_share(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,155 +173,10 @@ class TextConfig:
     max_tokens: int = 64
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "embedding", "width", "layers", "heads", "feed_forward")
-        _require_at_least(self, 3, "max_tokens")  # the tokenizer adds up to two of its own
-        _require(self.width % self.heads == 0, "width must be a multiple of heads")
-        _require_share(self, "dropout")
-
-
-@dataclasses.dataclass(frozen=True)
-class LocalizationConfig:
-    """Localization module (paper sections 2.1.4 and 3.3).
-
-    ``gcc_hop`` and ``gcc_lags`` are our reading of the paper's 504 GCC-PHAT features: frames
-    every 0.5 s, centred, of lags -12 … +11 samples at 16 kHz. ``extracted`` adds a head on the
-    cross-spectrum and level difference of the extracted ears; 'softmax' heads are trained by
-    cross-entropy, 'sigmoid' by the paper's squared error.
-    """
-
-    token_channels: int = 100
-    frame_channels: tuple[int, ...] = (512, 256, 1)
-    hidden: int = 1024
-    hidden_layers: int = 5
-    dropout: float = 0.1
-    gcc_hop: float = 0.5
-    gcc_lags: int = 24
-    activation: typing.Literal["sigmoid", "softmax"] = "sigmoid"
-    extracted: bool = False
-    extracted_hidden: int = 512
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 1, "token_channels", "hidden", "hidden_layers",
-                          "extracted_hidden")
-        _require(self.frame_channels[-1:] == (1,) and min(self.frame_channels) >= 1,
-                 "frame_channels must be positive numbers that end in 1")
-        _require(self.gcc_hop > 0, "gcc_hop must be above 0")
-        _require(self.gcc_lags >= 2 and self.gcc_lags % 2 == 0,
-                 f"gcc_lags must be an even number from 2, got {self.gcc_lags}")
-        _require_share(self, "dropout")
-
-
-@dataclasses.dataclass(frozen=True)
-class TaggingConfig:
-    """Dense tags (not in the paper): how well each spectral token matches the query's sentence
-    embedding, in a joint space of ``width`` (0: no tagging). Gives ``confidence``; the match is
-    also shown to the extractor."""
-
-    width: int = 0
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, 0, "width")
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadSearchConfig:
-    """Search with the head's responses (not in the paper; luseel_model/head_search.py).
-
-    ``azimuths``: directions searched, a divisor of 360 (0: no search). The two candidate sounds
-    are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.
-    ``voting``: width of the network that counts the bins' votes for a direction (0: none).
-    """
-
-    azimuths: int = 0
-    mel_bands: int = 64
-    tagger_channels: tuple[int, ...] = (64, 128, 256)
-    tagger_dropout: float = 0.3
-    voting: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.azimuths == 0 or (self.azimuths >= 24 and 360 % self.azimuths == 0),
-                 f"azimuths must be 0 or a divisor of 360 from 24, got {self.azimuths}")
-        _require_at_least(self, 8, "mel_bands")
-        _require_at_least(self, 0, "voting")
-        _require(len(self.tagger_channels) > 0 and min(self.tagger_channels) >= 1,
-                 "tagger_channels must be positive numbers")
-        _require_share(self, "tagger_dropout")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A LuSeeL network. ``window`` in seconds; the localization module is bound to it.
-
-    ``use_localization``, ``use_gcc_phat`` and ``audio_channels`` are the paper's ablations:
-    LuSeeL† has no localization, LuSeeL° no GCC-PHAT, T-HTDemucs one channel and no localization.
-    """
-
-    name: str
-    sample_rate: int = 16000
-    window: float = 10.0
-    audio_channels: int = 2
-    use_localization: bool = True
-    use_gcc_phat: bool = True
-    stft: StftConfig = dataclasses.field(default_factory=StftConfig)
-    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
-    transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    localization: LocalizationConfig = dataclasses.field(default_factory=LocalizationConfig)
-    tagging: TaggingConfig = dataclasses.field(default_factory=TaggingConfig)
-    head_search: HeadSearchConfig = dataclasses.field(default_factory=HeadSearchConfig)
-
-    def __post_init__(self) -> None:
-        _require(self.audio_channels in (1, 2), "audio_channels must be 1 or 2")
-        _require(self.sample_rate > 0 and self.window > 0, "sample_rate and window must be > 0")
-        _require(self.window_samples >= self.stft.n_fft,
-                 f"window ({self.window_samples} samples) must hold at least one frame of "
-                 f"stft.n_fft {self.stft.n_fft}")
-        _require(not (self.use_localization and self.audio_channels == 1),
-                 "use_localization needs two audio_channels")
-        _require(not (self.backbone.inputs == "interaural" and self.audio_channels == 1),
-                 "backbone.inputs 'interaural' needs two audio_channels")
-        _require(not self.head_search.azimuths or
-                 (self.audio_channels == 2 and self.tagging.width and self.use_localization
-                  and self.backbone.inputs == "interaural" and self.backbone.output == "mask"),
-                 "head_search needs two audio_channels, tagging, localization, 'interaural' "
-                 "inputs and a 'mask' as output")
-        _require(self.stft.bins % math.prod(self.backbone.strides) == 0,
-                 f"the product of backbone.strides must divide the {self.stft.bins} frequency bins")
-        _require(self.width % self.transformer.heads == 0,
-                 f"the transformer's width {self.width} must be a multiple of its heads")
-        _require(self.width % 4 == 0, "the transformer's width must be a multiple of 4")
-
-    @property
-    def window_samples(self) -> int:
-        return round(self.window * self.sample_rate)
-
-    @property
-    def frames(self) -> int:
-        """STFT frames in a window."""
-        return math.ceil(self.window_samples / self.stft.hop)
-
-    @property
-    def width(self) -> int:
-        """Channels of the transformer's tokens."""
-        return self.transformer.width or self.backbone.layer_channels[-1]
-
-    @property
-    def spectral_tokens(self) -> int:
-        """Tokens of the spectral stream in a window (1256 in the paper)."""
-        return self.frames * (self.stft.bins // math.prod(self.backbone.strides))
-
-    @property
-    def gcc_hop_samples(self) -> int:
-        return round(self.localization.gcc_hop * self.sample_rate)
-
-    @property
-    def gcc_frames(self) -> int:
-        """Centred GCC-PHAT frames in a window (21 in the paper's 10 s)."""
-        return self.window_samples // self.gcc_hop_samples + 1
-
-    @property
-    def gcc_features(self) -> int:
-        return self.gcc_frames * self.localization.gcc_lags if self.use_gcc_phat else 0
+        require_at_least(self, 1, "embedding", "width", "layers", "heads", "feed_forward")
+        require_at_least(self, 3, "max_tokens")  # the tokenizer adds up to two of its own
+        require(self.width % self.heads == 0, "width must be a multiple of heads")
+        require_share(self, "dropout")
 
 
 def find_config(name_or_path: str | Path, folder: Path, what: str) -> Path:
@@ -405,8 +195,3 @@ def find_config(name_or_path: str | Path, folder: Path, what: str) -> Path:
         raise ConfigError(
             f"no {what} configuration called {str(name_or_path)!r}; there are: {known}")
     return path
-
-
-def load_config(name_or_path: str | Path) -> ModelConfig:
-    """A model configuration by name (``luseel``, ``luseel-small``) or path of a YAML file."""
-    return build_config(ModelConfig, read_yaml(find_config(name_or_path, CONFIG_FOLDER, "model")))

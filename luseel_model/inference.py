@@ -6,6 +6,7 @@ length and rate. Angles are degrees counter-clockwise from the front, 90 is left
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterable, Sequence, overload
@@ -13,7 +14,7 @@ from typing import Any, Iterable, Sequence, overload
 import numpy as np
 import soxr
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .angles import estimate_azimuth
@@ -21,10 +22,10 @@ from .calibration import Calibration
 from .checkpoint import find_checkpoint, load_network
 from .config import AZIMUTH_BINS
 from .errors import AudioError, ConfigError, LuseelError, QueryError
+from .families import family_of
 from .heads import Head
-from .luseel import LuSeeL
+from .query import Capabilities, Query, as_query
 from .recording import WindowJoiner, window_starts
-from .text import TextEncoder, pad_embeddings, validate_query
 
 _BATCH = 4                 # windows at once: bounds the memory
 _MIN_SECONDS = 0.05
@@ -32,11 +33,28 @@ _MAX_RATE = 768_000
 
 
 @dataclass
+class WindowTensors:
+    """What a model says about B windows and Q queries, on its device.
+
+    Attributes:
+        audio: (B, Q, 2, N), or None from a model that extracts nothing.
+        confidence: (B, Q) in [0, 1] that the sound is there.
+        likelihood: (B, Q, 360) in [0, 1], or None from a model without localization.
+        gate: (B, Q) logits of the gain that ``audio`` has been given by the confidence, or None.
+    """
+
+    audio: Tensor | None
+    confidence: Tensor
+    likelihood: Tensor | None = None
+    gate: Tensor | None = None
+
+
+@dataclass
 class WindowOutput:
     """Estimates for one window of audio and Q queries.
 
     Attributes:
-        audio: (Q, 2, samples) float32, the extracted ears.
+        audio: (Q, 2, samples) float32, the extracted ears; None from a model that extracts nothing.
         azimuth: (Q,) degrees in [0, 360), NaN for a model without localization.
         likelihood: (Q, 360) in [0, 1], bin i at i degrees (zeros without localization).
         confidence: (Q,) in [0, 1] that the sound is there.
@@ -44,7 +62,7 @@ class WindowOutput:
             where the network gives none.
     """
 
-    audio: np.ndarray
+    audio: np.ndarray | None
     azimuth: np.ndarray
     likelihood: np.ndarray
     confidence: np.ndarray
@@ -57,8 +75,8 @@ class WindowEstimate:
 
     start: float
     duration: float
-    azimuth: float
-    likelihood: np.ndarray
+    azimuth: float | None
+    likelihood: np.ndarray | None
     confidence: float
 
 
@@ -67,32 +85,34 @@ class Extraction:
     """The described sound in a recording.
 
     Attributes:
-        query: the words.
-        audio: (2, samples) float32 at ``sample_rate`` (the input's), ears left and right.
+        query: the words, or what the query is called.
+        audio: (2, samples) float32 at ``sample_rate`` (the input's), ears left and right; None
+            from a model that extracts nothing.
         sample_rate: Hz.
-        azimuth: degrees in [0, 360), counter-clockwise, 0 front, 90 left; NaN for a model
+        azimuth: degrees in [0, 360), counter-clockwise, 0 front, 90 left; None from a model
             without localization.
-        likelihood: (360,) in [0, 1], bin i at i degrees.
+        likelihood: (360,) in [0, 1], bin i at i degrees; None from a model without localization.
         confidence: in [0, 1] that the sound is there, in the window that shows it best.
         windows: the same per window.
     """
 
     query: str
-    audio: np.ndarray
+    audio: np.ndarray | None
     sample_rate: int
-    azimuth: float
-    likelihood: np.ndarray
+    azimuth: float | None
+    likelihood: np.ndarray | None
     confidence: float
     windows: list[WindowEstimate] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the audio, ready for JSON."""
-        def number(value: float) -> float | None:
-            return None if np.isnan(value) else round(float(value), 4)
+        def number(value: float | None) -> float | None:
+            return None if value is None else round(float(value), 4)
         return {
             "query": self.query, "sample_rate": self.sample_rate,
             "azimuth_degrees": number(self.azimuth), "confidence": number(self.confidence),
-            "likelihood": [round(float(v), 5) for v in self.likelihood],
+            "likelihood": None if self.likelihood is None else
+            [round(float(v), 5) for v in self.likelihood],
             "windows": [{"start": round(w.start, 3), "duration": round(w.duration, 3),
                          "azimuth_degrees": number(w.azimuth),
                          "confidence": number(w.confidence)} for w in self.windows],
@@ -119,8 +139,9 @@ def validate_audio(audio: Any, sample_rate: Any, channels: int = 2) -> np.ndarra
         raise AudioError("the audio is empty")
     if audio.ndim != 2 or audio.shape[0] != channels:
         if audio.ndim == 1 or (audio.ndim == 2 and 1 in audio.shape):
-            raise AudioError(
-                f"the audio is mono {audio.shape}: a direction needs two ears, shape (2, samples)")
+            raise AudioError(f"the audio is mono {audio.shape}: {channels} channels are needed, "
+                             f"shape ({channels}, samples)"
+                             + (", the left and the right ear" if channels == 2 else ""))
         hint = "; transpose it" if audio.ndim == 2 and audio.shape[1] == channels else ""
         raise AudioError(f"audio must have shape ({channels}, samples), got {audio.shape}{hint}")
     audio = audio.astype(np.float32, copy=False)
@@ -132,25 +153,51 @@ def validate_audio(audio: Any, sample_rate: Any, channels: int = 2) -> np.ndarra
     return audio
 
 
-class Extractor:
-    """A network with its text encoder, ready to use.
+def energy_share(audio: Tensor, mixture: Tensor) -> Tensor:
+    """Share of the energy that was extracted, the poorest of all signs that a sound is there.
 
     Args:
-        network: in evaluation mode, on its device.
+        audio: (B, Q, C, N).
+        mixture: (B, C, N).
+    Returns:
+        (B, Q) in [0, 1].
+    """
+    energy = audio.square().sum((-2, -1))
+    return energy / (energy + mixture.square().sum((-2, -1))[:, None] + 1e-12)
+
+
+class Extractor(ABC):
+    """A network with all that it takes to use it. Each family of models has its own (families.py).
+
+    Args:
+        network: with its ``config``, on its device.
         name: shown to users.
         info: what the checkpoint says about its training.
-        text: encoder of the queries; default: the one that the network's configuration names.
         calibration: puts the ears right before the network hears them (calibration.py).
     """
 
-    def __init__(self, network: LuSeeL, name: str = "", info: dict | None = None,
-                 text: TextEncoder | None = None, calibration: Calibration | None = None):
+    def __init__(self, network: nn.Module, name: str = "", info: dict | None = None,
+                 calibration: Calibration | None = None):
         self.network = network.eval()
         self.calibration = calibration or Calibration()
         self.name, self.info = name or network.config.name, info or {}
         self.config = network.config
         self.device = next(network.parameters()).device
-        self._text = text or TextEncoder(self.config.text, self.device)
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the model takes and gives."""
+
+    @abstractmethod
+    def _infer(self, mixture: Tensor, queries: Sequence[Query]) -> WindowTensors:
+        """Estimates for (B, microphones, window_samples) on the model's device and Q queries that
+        it can use."""
+
+    @property
+    def microphones(self) -> int:
+        """Audio channels the model takes."""
+        return self.capabilities.microphones
 
     @property
     def sample_rate(self) -> int:
@@ -173,62 +220,58 @@ class Extractor:
         Raises:
             ConfigError: the network doesn't use the responses of a head.
         """
-        if not self.config.head_search.azimuths:
-            raise ConfigError(f"the model {self.name} makes no use of a head's responses: leave "
-                              "the head out, or fine-tune the model on it (docs/calibration.md)")
-        self.network.head_search.set_head(head.hrir.to(self.device))
+        raise ConfigError(f"the model {self.name} makes no use of a head's responses: leave the "
+                          "head out")
+
+    def check_query(self, query: str | Query) -> Query:
+        """The query as the model takes it.
+
+        Raises:
+            QueryError: it can't be read, or the model can't use it.
+        """
+        query = as_query(query)
+        self.capabilities.check(query, self.name)
+        return query
 
     # -- windows
 
     @torch.inference_mode()
-    def infer_windows(self, windows: Tensor, queries: Sequence[str]) -> list[WindowOutput]:
+    def infer_windows(self, windows: Tensor, queries: Sequence[str | Query]
+                      ) -> list[WindowOutput]:
         """Estimates for several windows at once.
 
         Args:
-            windows: (B, 2, window_samples) at the model's rate.
+            windows: (B, microphones, window_samples) at the model's rate.
             queries: Q descriptions.
         Returns:
             B outputs, each for the Q queries.
+        Raises:
+            QueryError: a query can't be used; the message says why.
         """
-        network, count = self.network, len(queries)
-        mixture = self.calibration.apply(
-            windows.to(self.device, torch.float32), self.sample_rate)
-        mono = self.config.audio_channels == 1
-        inputs = mixture.reshape(-1, 1, mixture.shape[-1]) if mono else mixture
-        tokens, mask = pad_embeddings(self._text.embed(queries))
-        batch = inputs.shape[0]
-        output = network(inputs, tokens.expand(batch, -1, -1, -1), mask.expand(batch, -1, -1))
-        audio = output.audio
-        if mono:  # each ear on its own, with the same query
-            audio = audio[:, :, 0].unflatten(0, (-1, 2)).transpose(1, 2)
-        shape = (windows.shape[0], count)
-        likelihood = torch.zeros(*shape, AZIMUTH_BINS, device=self.device)
-        if output.doa_logits is not None:
-            likelihood = network.likelihood(output.doa_logits)
-        if output.presence_logits is not None:
-            confidence = output.presence_logits.sigmoid()
-            if mono:
-                confidence = confidence.unflatten(0, (-1, 2)).amax(1)
-        elif output.doa_logits is not None:
-            confidence = likelihood.amax(-1)
-        else:  # nothing better than the share of the energy that was extracted
-            energy = audio.square().sum((-2, -1))
-            confidence = energy / (energy + mixture.square().sum((-2, -1))[:, None] + 1e-12)
-        audio, likelihood, confidence = (
-            v.float().cpu().numpy() for v in (audio, likelihood, confidence))
-        likelihood = self.calibration.turn_likelihood(likelihood)
-        azimuth = estimate_azimuth(likelihood) if output.doa_logits is not None else \
-            np.full(shape, np.nan)
-        gates = [None] * len(audio) if output.gate_logits is None else \
-            output.gate_logits.float().cpu().numpy()
+        queries = [self.check_query(query) for query in queries]
+        mixture = windows.to(self.device, torch.float32)
+        if self.microphones == 2:
+            mixture = self.calibration.apply(mixture, self.sample_rate)
+        output = self._infer(mixture, queries)
+        batch, shape = len(windows), (len(windows), len(queries))
+        confidence = output.confidence.float().cpu().numpy()
+        if output.likelihood is None:
+            likelihood = np.zeros((*shape, AZIMUTH_BINS), np.float32)
+            azimuth = np.full(shape, np.nan)
+        else:
+            likelihood = self.calibration.turn_likelihood(output.likelihood.float().cpu().numpy())
+            azimuth = estimate_azimuth(likelihood)
+        audio, gates = ([None] * batch if part is None else part.float().cpu().numpy()
+                        for part in (output.audio, output.gate))
         return [WindowOutput(*parts)
                 for parts in zip(audio, azimuth, likelihood, confidence, gates)]
 
-    def infer_window(self, window: Tensor | np.ndarray, queries: Sequence[str]) -> WindowOutput:
+    def infer_window(self, window: Tensor | np.ndarray, queries: Sequence[str | Query]
+                     ) -> WindowOutput:
         """Estimates for one window.
 
         Args:
-            window: (2, n) at the model's rate, n up to ``window_samples``; shorter is filled with
+            window: (microphones, n) at the model's rate, n up to ``window_samples``; shorter is filled with
                 silence at the end.
             queries: Q descriptions.
         Raises:
@@ -238,47 +281,59 @@ class Extractor:
             raise QueryError(f"queries must be a list of descriptions, got {queries!r}")
         window = torch.as_tensor(window).detach().float()
         samples = window.shape[-1]
-        if window.dim() != 2 or window.shape[0] != 2 or not 0 < samples <= self.window_samples:
-            raise AudioError(f"a window must have shape (2, 1..{self.window_samples}), "
-                             f"got {tuple(window.shape)}")
+        if window.dim() != 2 or window.shape[0] != self.microphones or \
+                not 0 < samples <= self.window_samples:
+            raise AudioError(f"a window must have shape ({self.microphones}, "
+                             f"1..{self.window_samples}), got {tuple(window.shape)}")
         if not window.isfinite().all():
             raise AudioError("the window has NaN or infinite samples")
         window = torch.nn.functional.pad(window, (0, self.window_samples - samples))
         output = self.infer_windows(window[None], queries)[0]
-        output.audio = output.audio[..., :samples]
+        if output.audio is not None:
+            output.audio = output.audio[..., :samples]
         return output
 
     def warm_up(self) -> None:
         """Run once on silence, so that the first real window isn't slow."""
-        self.infer_window(np.zeros((2, self.window_samples), np.float32), ["sound"])
+        self.infer_window(np.zeros((self.microphones, self.window_samples), np.float32),
+                          [self._any_query()])
+
+    def _any_query(self) -> Query:
+        clues = self.capabilities.clues
+        if "text" in clues:
+            return Query(text="sound")
+        if "tag" in clues:
+            return Query(tag=self.info["kinds"][0])
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        return Query(image=grey) if "image" in clues else Query(frames=grey[None])
 
     # -- recordings
 
     @overload
-    def extract(self, audio, sample_rate, query: str, progress=...) -> Extraction: ...
+    def extract(self, audio, sample_rate, query: str | Query, progress=...) -> Extraction: ...
 
     @overload
-    def extract(self, audio, sample_rate, query: Sequence[str], progress=...
+    def extract(self, audio, sample_rate, query: Sequence[str | Query], progress=...
                 ) -> list[Extraction]: ...
 
     def extract(self, audio, sample_rate, query, progress: bool | None = None):
         """Pull the described sound out of a recording and say where it comes from.
 
         Args:
-            audio: (2, samples), ears left and right, NumPy or torch, full scale ±1, any length
-                from 50 ms.
+            audio: (microphones, samples), the ears left and right for most models, NumPy or torch,
+                full scale ±1, any length from 50 ms.
             sample_rate: of ``audio`` in Hz, any.
-            query: a description, or a list of them (these share the audio encoders).
+            query: a description in words, or a :class:`~luseel_model.query.Query`, or a list of
+                them (these share what doesn't depend on the query).
             progress: show a progress bar; None shows it for recordings of several windows.
         Returns:
             an :class:`Extraction`, or a list for a list of queries.
         Raises:
             AudioError, QueryError: what was given can't be used; the message says why.
         """
-        audio = validate_audio(audio, sample_rate)
-        queries = [query] if isinstance(query, str) or not isinstance(query, Iterable) \
-            else list(query)
-        queries = [validate_query(q) for q in queries]
+        audio = validate_audio(audio, sample_rate, self.microphones)
+        is_list = isinstance(query, Iterable) and not isinstance(query, str)
+        queries = [self.check_query(one) for one in (query if is_list else [query])]
         if not queries:
             return []
         inside = _resample(audio, sample_rate, self.sample_rate)
@@ -296,21 +351,23 @@ class Extractor:
                 for start, output in zip(batch, self.infer_windows(windows, queries)):
                     joiner.add(start, output)
                     # a long recording's windows needn't be kept twice
-                    outputs.append(replace(output, audio=output.audio[..., :0].copy()))
+                    outputs.append(replace(output, audio=None))
                     bar.update()
 
         joined, duration = joiner.finish(), min(samples, size) / self.sample_rate
-        results = []
-        for i, text in enumerate(queries):
-            extracted = _resample(joined.audio[i], self.sample_rate, sample_rate)
-            windows = [WindowEstimate(start / self.sample_rate, duration, float(o.azimuth[i]),
-                                      o.likelihood[i], float(o.confidence[i]))
+        results, located = [], self.capabilities.direction
+        for i, one in enumerate(queries):
+            extracted = None if joined.audio is None else _fit(
+                _resample(joined.audio[i], self.sample_rate, sample_rate), audio.shape[1])
+            windows = [WindowEstimate(start / self.sample_rate, duration,
+                                      float(o.azimuth[i]) if located else None,
+                                      o.likelihood[i] if located else None,
+                                      float(o.confidence[i]))
                        for start, o in zip(starts, outputs)]
             results.append(Extraction(
-                text, _fit(extracted, audio.shape[1]), sample_rate,
-                float(joined.azimuth[i]) if self.config.use_localization else np.nan,
-                joined.likelihood[i], float(joined.confidence[i]), windows))
-        return results[0] if isinstance(query, str) else results
+                one.words, extracted, sample_rate, float(joined.azimuth[i]) if located else None,
+                joined.likelihood[i] if located else None, float(joined.confidence[i]), windows))
+        return results if is_list else results[0]
 
 
 def _resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:
@@ -359,7 +416,11 @@ def load_model(name_or_path: str | Path | None = None,
     network, info = load_network(path, pick_device(device))
     if isinstance(calibration, (str, Path)):
         calibration = Calibration.load(calibration) if str(calibration) else None
-    extractor = Extractor(network, name=path.stem, info=info, calibration=calibration)
+    extractor = family_of(network.config).extractor_class(
+        network, name=path.stem, info=info, calibration=calibration)
+    if calibration is not None and extractor.microphones != 2:
+        raise ConfigError(f"the model {extractor.name} hears {extractor.microphones} microphones: "
+                          "a calibration is for two ears, leave it out")
     if head:
         extractor.set_head(head if isinstance(head, Head) else Head.open(head))
     return extractor

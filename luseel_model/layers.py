@@ -129,6 +129,26 @@ class FrequencyEmbedding(nn.Module):
         return (self.embedding.weight * self.SCALE).t()[None, :, :, None]
 
 
+class FiLM(nn.Module):
+    """Feature-wise linear modulation by an embedding of the query: (1 + scale) · x + shift.
+
+    Starts as the identity, so that a network without a query equals its backbone.
+    """
+
+    def __init__(self, query_width: int, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(query_width, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, query: Tensor, channel_dim: int = -1) -> Tensor:
+        """``x`` any shape with the batch first, ``query`` (B, D)."""
+        shape = [x.shape[0]] + [1] * (x.dim() - 1)
+        shape[channel_dim] = x.shape[channel_dim]
+        scale, shift = (part.view(shape) for part in self.linear(query).chunk(2, dim=-1))
+        return x * (1 + scale) + shift
+
+
 class PhraseMatcher(nn.Module):
     """Text side of a joint space of sounds and phrases: how well audio matches sentences.
 

@@ -437,7 +437,8 @@ def print_microphones(out=None) -> int:
 
 def listen_directly(args: argparse.Namespace, view: View | None = None) -> int:
     """``luseel listen`` to a microphone or a file; Ctrl-C ends it. Returns the exit status."""
-    from .inference import load_model, validate_query
+    from .inference import load_model
+    from .query import validate_query
 
     if not args.query:
         raise LuseelError('what should be listened for? Add words, e.g. "a dog barking"')

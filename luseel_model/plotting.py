@@ -38,7 +38,7 @@ def draw_spectrogram(axes, audio: np.ndarray, sample_rate: int, title: str,
     return top
 
 
-def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float | None = None,
+def draw_directions(axes, likelihood: np.ndarray, azimuth: float | None, truth: float | None = None,
                     title: str = "") -> None:
     """Likelihood over azimuth on polar ``axes``: front is up, left is left."""
     angles = np.radians(np.arange(len(likelihood) + 1))
@@ -47,7 +47,7 @@ def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float |
     axes.plot(angles, closed, color="tab:orange")
     axes.fill(angles, closed, color="tab:orange", alpha=0.3)
     top = max(float(closed.max()), 1e-3)
-    if not np.isnan(azimuth):
+    if azimuth is not None:
         axes.plot([np.radians(azimuth)] * 2, [0, top], color="tab:red", lw=2,
                   label=f"estimate {azimuth:.0f}°")
     if truth is not None:
@@ -62,10 +62,7 @@ def draw_directions(axes, likelihood: np.ndarray, azimuth: float, truth: float |
 
 def _draw_windows(axes, extraction: Extraction) -> None:
     """Azimuth of each window over time, the more opaque the surer that the sound is there."""
-    windows = [w for w in extraction.windows if not np.isnan(w.azimuth)]
-    if not windows:
-        axes.set_axis_off()
-        return
+    windows = extraction.windows
     axes.scatter([w.start + w.duration / 2 for w in windows], [w.azimuth for w in windows],
                  alpha=[float(w.confidence) for w in windows], color="cyan", edgecolor="black")
     axes.set(ylim=(0, 360), yticks=[0, 90, 180, 270, 360], ylabel="azimuth in degrees")
@@ -93,8 +90,13 @@ def plot_extractions(mixture: np.ndarray, extractions: Sequence[Extraction],
     figure.add_subplot(grid[0, 1]).set_axis_off()
     for row, extraction in enumerate(extractions, start=1):
         axes = figure.add_subplot(grid[row, 0])
-        draw_spectrogram(axes, extraction.audio, rate,
-                         f"“{extraction.query}”, confidence {extraction.confidence:.2f}", top)
+        title = f"“{extraction.query}”, confidence {extraction.confidence:.2f}"
+        if extraction.audio is None:
+            axes.set(title=title, xlabel="time in s", yticks=[])
+        else:
+            draw_spectrogram(axes, extraction.audio, rate, title, top)
+        if extraction.likelihood is None:
+            continue
         _draw_windows(axes.twinx(), extraction)
         draw_directions(figure.add_subplot(grid[row, 1], projection="polar"),
                         extraction.likelihood, extraction.azimuth,

@@ -30,13 +30,13 @@ class Joined:
     """Q sounds in a recording of N samples.
 
     Attributes:
-        audio: (Q, 2, N) float32.
+        audio: (Q, 2, N) float32, or None from a model that extracts nothing.
         likelihood: (Q, 360) in [0, 1].
         azimuth: (Q,) degrees.
         confidence: (Q,) in [0, 1] in the window that shows the sound best.
     """
 
-    audio: np.ndarray
+    audio: np.ndarray | None
     likelihood: np.ndarray
     azimuth: np.ndarray
     confidence: np.ndarray
@@ -62,6 +62,7 @@ class WindowJoiner:
         self._fade = _triangle(size) if samples > size else np.ones(size, np.float32)
         self._weight = np.zeros(length, np.float32)
         self._total = np.zeros((queries, 2, length), np.float32)
+        self._heard = True
         self._times: list[float] = []
         self._gates: list[np.ndarray] = []
         self._evidence: list[tuple[np.ndarray, np.ndarray]] = []  # confidence, likelihood
@@ -73,6 +74,10 @@ class WindowJoiner:
         number, now = len(self._times), start / self._rate
         self._times.append(now)
         self._evidence.append((output.confidence, output.likelihood))
+        if output.audio is None:
+            self._levels.append(np.ones(len(output.confidence)))
+            self._heard = False
+            return
         self._levels.append(np.sqrt(np.square(output.audio).mean((1, 2))))
         if output.gate is None:
             self._put(start, output.audio)
@@ -104,8 +109,8 @@ class WindowJoiner:
         weight = np.where(weight.sum(0) > 0, weight, 1.0)
         likelihood = np.einsum("wq,wqd->qd", weight / weight.sum(0),
                                np.stack([v for _, v in self._evidence]))
-        return Joined((self._total / self._weight)[..., :self._samples],
-                      likelihood.astype(np.float32), estimate_azimuth(likelihood),
+        audio = (self._total / self._weight)[..., :self._samples] if self._heard else None
+        return Joined(audio, likelihood.astype(np.float32), estimate_azimuth(likelihood),
                       confidence.max(0))
 
 

@@ -26,7 +26,7 @@ import soxr
 import torch
 
 from .errors import AudioError, ConfigError, LuseelError
-from .inference import validate_query
+from .query import Query, as_query
 
 # Louder than any scaling mistake (unscaled 32-bit integers reach 2e9): garbage, not sound.
 SAMPLE_LIMIT = 4e9
@@ -132,8 +132,8 @@ def resampling_delay(source: int, target: int) -> float:
     return worst
 
 
-def _resampler(source: int, target: int) -> soxr.ResampleStream:
-    return soxr.ResampleStream(source, target, 2, dtype="float32", quality="HQ")
+def _resampler(source: int, target: int, channels: int = 2) -> soxr.ResampleStream:
+    return soxr.ResampleStream(source, target, channels, dtype="float32", quality="HQ")
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,16 @@ class QueryEstimate:
 
     Attributes:
         key: the query's key, as given to `ExtractionStream.set_queries`.
-        query: its words.
+        query: its words, or what it is called.
         first_sample: index of the first sample of `audio` on the time line of the input.
         audio: float32 (2, n), the extracted sound at the input's rate. n is one hop when the input
             has the model's rate, less (down to 0) at the start of a query or when the profile
             changes; resampled streams give blocks of varying length. Blocks follow each other
             without gap or overlap, except where more was lost than the window reaches back;
-            `first_sample` then tells.
-        azimuth: degrees in [0, 360), counter-clockwise, 0 front, 90 left, from the whole window.
-        likelihood: float32 (360,), bin i at i degrees, values in [0, 1].
+            `first_sample` then tells. Always empty from a model that extracts nothing.
+        azimuth: degrees in [0, 360), counter-clockwise, 0 front, 90 left, from the whole window;
+            NaN from a model without localization.
+        likelihood: float32 (360,), bin i at i degrees, values in [0, 1]; 0 without localization.
         confidence: in [0, 1], that the sound is there.
     """
 
@@ -234,11 +235,11 @@ class _Join:
 
 
 class _History:
-    """The newest `capacity` samples of a stereo stream; before its beginning there is silence."""
+    """The newest `capacity` samples of a stream; before its beginning there is silence."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, channels: int, capacity: int):
         self._capacity = capacity
-        self._data = np.zeros((2, 2 * capacity), np.float32)
+        self._data = np.zeros((channels, 2 * capacity), np.float32)
         self._used = 0
         self.end = 0
 
@@ -254,8 +255,8 @@ class _History:
         self._used += count
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """(2, stop - start); `stop` must lie in the stream, `start` may lie before it."""
-        out = np.zeros((2, stop - start), np.float32)
+        """(channels, stop - start); `stop` must lie in the stream, `start` may lie before it."""
+        out = np.zeros((len(self._data), stop - start), np.float32)
         count = min(stop - start, stop, self._used - (self.end - stop))
         if count > 0:
             last = self._used - (self.end - stop)
@@ -264,7 +265,7 @@ class _History:
 
 
 class ExtractionStream:
-    """Runs a model over a stream of binaural audio, for one or several queries at a time.
+    """Runs a model over a stream of audio, for one or several queries at a time.
 
     `push` takes audio as it arrives (from one thread), `process` runs the model (from another,
     usually a worker that sleeps in `wait`); `set_queries` may be called from anywhere, and none of
@@ -304,6 +305,7 @@ class ExtractionStream:
             raise ConfigError(f"max_gap {max_gap}: expected 0 or more seconds")
         self.model = model
         self.sample_rate = int(sample_rate)
+        self.microphones = int(getattr(model, "microphones", 2))
         rate = int(model.sample_rate)
         self._window = round(model.window * rate)
         self._buffer_seconds = buffer_seconds
@@ -316,12 +318,12 @@ class ExtractionStream:
 
         self.counters = StreamCounters()
         self._ready = threading.Condition()  # guards all below but _joins
-        self._queries: dict[str, str] = {}
+        self._queries: dict[str, str | Query] = {}
         self._epoch = 0
         self._start_anew(0)
         self._next: int | None = None  # input index expected next; None before the first push
         self._running = threading.Lock()  # one process() at a time; guards _joins
-        self._joins: dict[tuple[str, str], _Join] = {}
+        self._joins: dict[tuple[str, str | Query], _Join] = {}
 
     # -- profile -----------------------------------------------------------------------------
 
@@ -427,29 +429,36 @@ class ExtractionStream:
         with self._ready:
             return self._ready.wait_for(self._has_hop, timeout)
 
-    def set_queries(self, queries: Mapping[str, str] | Sequence[str]) -> None:
+    def set_queries(self, queries: Mapping[str, str | Query] | Sequence[str]) -> None:
         """Replace the queries, from the next hop on.
 
         Args:
-            queries: words by key, or a sequence of words (each its own key). Empty: the stream
-                goes on without running the model. A query that stays, with key and words, goes
-                on without a seam; a new one fades in.
+            queries: words, or `Query`s, by key, or a sequence of words (each its own key). Empty:
+                the stream goes on without running the model. A query that stays, with key and
+                words (or as the same `Query`), goes on without a seam; a new one fades in.
 
         Raises:
-            QueryError: words that are empty, over-long or not a string; the queries stay as
-                they were.
+            QueryError: words that are empty, over-long or not a string, or what the model can't
+                use; the queries stay as they were.
         """
         if not isinstance(queries, Mapping):
             queries = {query: query for query in queries}
-        checked = {key: validate_query(query) for key, query in queries.items()}
+        checked = {key: self._checked(query) for key, query in queries.items()}
         with self._ready:
             self._queries = checked
+
+    def _checked(self, query: str | Query) -> str | Query:
+        found = as_query(query)
+        if check := getattr(self.model, "check_query", None):
+            check(found)
+        # a Query stays the object that it is: it tells whether the query stayed
+        return query if isinstance(query, Query) else found.text
 
     def push(self, samples, first_sample: int | None = None) -> int:
         """Add audio to the stream.
 
         Args:
-            samples: (2, n) [left, right], floats, any n. Values that are not finite become 0.
+            samples: (2, n) [left, right], or one row per microphone, floats, any n. Values that are not finite become 0.
             first_sample: index of the first of them, counted by the source; None: they follow
                 those before.
 
@@ -457,11 +466,12 @@ class ExtractionStream:
             the index of the first sample on the stream's time line (`first_sample` if given).
 
         Raises:
-            AudioError: not (2, n).
+            AudioError: not as many rows as the model takes microphones.
         """
         samples = np.asarray(samples, dtype=np.float32)
-        if samples.ndim != 2 or samples.shape[0] != 2:
-            raise AudioError(f"audio of shape {samples.shape}: expected (2, samples), both ears")
+        if samples.ndim != 2 or samples.shape[0] != self.microphones:
+            raise AudioError(f"audio of shape {samples.shape}: expected ({self.microphones}, "
+                             f"samples){', both ears' * (self.microphones == 2)}")
         bad = ~(np.abs(samples) <= SAMPLE_LIMIT)  # NaN compares false
         invalid = int(bad.sum())
         if invalid:
@@ -479,7 +489,7 @@ class ExtractionStream:
                 self._start_anew(start)
             elif skipped > 0:
                 self.counters.missing += skipped
-                self._append(np.zeros((2, skipped), np.float32))
+                self._append(np.zeros((self.microphones, skipped), np.float32))
             elif skipped < 0:
                 self.counters.repeated += min(-skipped, samples.shape[1])
                 samples = samples[:, -skipped:]
@@ -521,7 +531,7 @@ class ExtractionStream:
                 try:
                     out = self._infer(window, list(queries.values()), times.precision)
                     model_time = time.perf_counter() - asked
-                    if not (np.isfinite(out.audio).all() and np.isfinite(out.confidence).all()
+                    if not ((out.audio is None or np.isfinite(out.audio).all()) and np.isfinite(out.confidence).all()
                             and np.isfinite(out.likelihood).all()):
                         raise LuseelError("the model gave values that are not finite")
                 except Exception:
@@ -551,9 +561,10 @@ class ExtractionStream:
                 return []
             last, times = self._next, self._times
             if self._resampler is not None:
-                rest = self._resampler.resample_chunk(np.zeros((0, 2), np.float32), last=True)
+                rest = self._resampler.resample_chunk(
+                    np.zeros((0, self.microphones), np.float32), last=True)
                 self._history.append(np.ascontiguousarray(rest.T))
-            self._history.append(np.zeros((2, times.hop + times.hold), np.float32))
+            self._history.append(np.zeros((self.microphones, times.hop + times.hold), np.float32))
         results: list[StreamResult] = []
         try:
             while (result := self.process()) is not None:
@@ -579,10 +590,11 @@ class ExtractionStream:
         self._origin = self._next = int(origin)
         self._done = 0  # hops before this position are done
         # the last window reaches back from what waits; finish() adds up to another of silence
-        self._history = _History(2 * (self._window + self._buffer))
+        self._history = _History(self.microphones, 2 * (self._window + self._buffer))
         self._resampler = None
         if self._ratio != 1:
-            self._resampler = _resampler(self.sample_rate, self.model.sample_rate)
+            self._resampler = _resampler(
+                self.sample_rate, self.model.sample_rate, self.microphones)
 
     def _append(self, samples: np.ndarray) -> None:
         self._next += samples.shape[1]
@@ -601,7 +613,7 @@ class ExtractionStream:
     def _to_input(self, position: int) -> int:
         return math.floor(position * self._ratio)
 
-    def _infer(self, window: np.ndarray, queries: list[str], precision: str) -> SimpleNamespace:
+    def _infer(self, window: np.ndarray, queries: list[str | Query], precision: str) -> SimpleNamespace:
         """What the model says, in as many runs as memory asks for."""
         while True:
             group = min(self.max_queries_at_once or len(queries), len(queries))
@@ -610,7 +622,8 @@ class ExtractionStream:
                     parts = [self.model.infer_window(window, queries[first:first + group])
                              for first in range(0, len(queries), group)]
                 return SimpleNamespace(**{
-                    name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+                    name: None if getattr(parts[0], name) is None else
+                    np.concatenate([np.asarray(getattr(part, name)) for part in parts])
                     for name in ("audio", "azimuth", "likelihood", "confidence")})
             except Exception as error:
                 if group == 1 or not is_out_of_memory(error):
@@ -622,6 +635,12 @@ class ExtractionStream:
                 torch.cuda.empty_cache()
 
     def _estimate(self, key, query, index, out, times, start, epoch, origin) -> QueryEstimate:
+        words = query.words if isinstance(query, Query) else query
+        said = (float(out.azimuth[index]), np.asarray(out.likelihood[index], np.float32),
+                float(out.confidence[index]))
+        if out.audio is None:
+            nothing = np.zeros((2, 0), np.float32)
+            return QueryEstimate(key, words, origin + self._to_input(start), nothing, *said)
         end = start + times.hop
         begin, stop = end - self._window, end - times.hold  # of the window, of what is given out
         join = self._joins.get((key, query))
@@ -641,17 +660,18 @@ class ExtractionStream:
         if position < 0:  # before the beginning of the stream
             block, position = block[:, -position:], 0
         first, block = self._at_input_rate(join, position, block, origin)
-        return QueryEstimate(
-            key, query, first, block, float(out.azimuth[index]),
-            np.asarray(out.likelihood[index], np.float32), float(out.confidence[index]))
+        return QueryEstimate(key, words, first, block, *said)
 
     def _flush(self, result: StreamResult | None) -> StreamResult | None:
         """The result with what is left in the output resamplers."""
         if result is None or self._ratio == 1:
             return None
-        estimates = []
+        estimates, joins = [], {key: join for (key, _), join in self._joins.items()}
         for estimate in result.estimates:
-            join = self._joins[estimate.key, estimate.query]
+            join = joins.get(estimate.key)
+            if join is None:  # no sound from this model
+                estimates.append(estimate)
+                continue
             rest = join.resampler.resample_chunk(np.zeros((0, 2), np.float32), last=True)
             estimates.append(replace(
                 estimate, audio=np.concatenate([estimate.audio, rest.T.astype(np.float32)], 1)))

@@ -7,7 +7,6 @@ the trainable adapter is part of the model.
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Sequence
@@ -16,27 +15,10 @@ import torch
 from torch import Tensor
 
 from .config import TextConfig
-from .errors import LuseelError, QueryError
+from .errors import LuseelError
+from .query import validate_query
 
-MAX_QUERY_CHARACTERS = 256
 _CACHED_QUERIES = 4096
-
-
-def validate_query(query: object) -> str:
-    """The query without surrounding or repeated white space.
-
-    Raises:
-        QueryError: not a string, nothing to read in it, or more than 256 characters.
-    """
-    if not isinstance(query, str):
-        raise QueryError(f"the query must be a string, got {type(query).__name__}")
-    query = " ".join(query.split())
-    if not re.search(r"\w", query):
-        raise QueryError("the query is empty: describe a sound in words, e.g. 'dog barking'")
-    if len(query) > MAX_QUERY_CHARACTERS:
-        raise QueryError(
-            f"the query has {len(query)} characters, at most {MAX_QUERY_CHARACTERS} are read")
-    return query
 
 
 class TextEncoder:
@@ -98,6 +80,13 @@ def pad_embeddings(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     padded = torch.nn.utils.rnn.pad_sequence(list(embeddings), batch_first=True)
     lengths = torch.tensor([len(e) for e in embeddings], device=padded.device)
     return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
+
+def sentence_embedding(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(…, L, E) token embeddings and (…, L) bool mask → (…, E), their mean at unit length."""
+    weight = mask[..., None].to(tokens.dtype)
+    mean = (tokens * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+    return torch.nn.functional.normalize(mean, dim=-1)
 
 
 def _weights_folder(config: TextConfig) -> str:

@@ -16,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header, String
 
 from luseel_model.errors import LuseelError, QueryError
-from luseel_model.inference import validate_query
+from luseel_model.query import validate_query
 
 from . import conversions
 from .parameters import LATCHED

@@ -54,6 +54,7 @@ class SteadyModel:
         self._model: Any = None
         self._load_somewhere()
         self.sample_rate, self.window = self._model.sample_rate, self._model.window
+        self.microphones = getattr(self._model, "microphones", 2)
         self.name, self.device = self._model.name, self._model.device
 
     def __getattr__(self, name: str) -> Any:

@@ -9,8 +9,9 @@ import functools
 import numpy as np
 import torch
 
-from luseel_model.config import ModelConfig, TextConfig, build_config, load_config, to_dict
-from luseel_model.luseel import LuSeeL
+from luseel_model.config import TextConfig, build_config, to_dict
+from luseel_model.families import load_config
+from luseel_model.luseel import LuSeeL, LuSeeLConfig
 
 torch.set_num_threads(1)
 
@@ -45,7 +46,7 @@ def merged(base, changes):
 def changed(name, **changes):
     """A shipped configuration, or ``tiny``, with nested changes."""
     base = TINY if name == "tiny" else to_dict(load_config(name))
-    return build_config(ModelConfig, merged(base, changes))
+    return build_config(LuSeeLConfig, merged(base, changes))
 
 
 def make_network(config, seed=0, awake=True):

@@ -14,13 +14,13 @@ from luseel_model.benchmark import (
     QUERIES, Benchmark, ProfileTiming, QueryTiming, RandomText, benchmark, untrained)
 from luseel_model.checkpoint import save_checkpoint
 from luseel_model.errors import LuseelError
-from luseel_model.inference import Extractor
+from luseel_model.luseel import LuSeeLExtractor
 from luseel_model.streaming import Profile
 
 
 @pytest.fixture
 def model():
-    return Extractor(make_network(changed("tiny")), text=minilm())
+    return LuSeeLExtractor(make_network(changed("tiny")), text=minilm())
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_random_text_stands_in_for_a_hub():
 
 
 def test_minilm_is_used_as_configured(monkeypatch):
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     model, note = untrained(changed("tiny"), "cpu")
     assert model._text is minilm() and "andom" not in note
 
@@ -125,7 +125,7 @@ def test_mistakes(model, changes, said):
 
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     network = make_network(changed("tiny"))
     save_checkpoint("net.safetensors", network.state_dict(), network.config)
     arguments = ["benchmark", "--rounds", "2", "--device", "cpu"]

@@ -17,7 +17,7 @@ from model_fixtures import changed, make_network, minilm, write_corpus
 from luseel_model.angles import angular_error
 from luseel_model.checkpoint import save_checkpoint
 from luseel_model.errors import ConfigError
-from luseel_model.inference import Extractor
+from luseel_model.luseel import LuSeeLExtractor
 from training.benchmark import __main__ as command
 from training.benchmark.catalogue import (
     BenchmarkRecording,
@@ -462,8 +462,8 @@ def test_mixture_gains_nothing(pool, catalogue, head, bank, tmp_path):
 
 
 def test_windows_are_joined_as_extract_does(monkeypatch):
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
-    model = Extractor(make_network(changed("tiny")), "net")
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
+    model = LuSeeLExtractor(make_network(changed("tiny")), "net")
     audio = clip(1, 2 * 20800).reshape(2, -1).astype(np.float32)
     queries = ["dog barking", "siren"]
     expected = model.extract(audio, 16000, queries, progress=False)
@@ -586,7 +586,7 @@ def test_comparison_pairs_queries(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     config = changed("tiny", window=0.25, stft={"n_fft": 256, "hop": 128})
     network = make_network(config)
     path = tmp_path / "model" / "tiny.safetensors"

@@ -9,7 +9,7 @@ from model_fixtures import changed, make_network, minilm, noise
 
 from luseel_model import cli
 from luseel_model.checkpoint import save_checkpoint
-from luseel_model.inference import Extractor
+from luseel_model.luseel import LuSeeLExtractor
 
 RATE = 22050
 
@@ -18,7 +18,7 @@ RATE = 22050
 def folder(tmp_path, monkeypatch):
     """A folder with a recording and a checkpoint, which is the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     network = make_network(changed("tiny"))
     save_checkpoint("net.safetensors", network.state_dict(), network.config,
                     {"step": 12, "kinds": ["rain", "bell"]})
@@ -41,7 +41,7 @@ def test_one_query(folder, capsys):
     # what the library gives
     source, _ = soundfile.read("in.wav", dtype="float32")
     network = make_network(changed("tiny"))
-    expected = Extractor(network).extract(source.T, RATE, "dog barking")
+    expected = LuSeeLExtractor(network).extract(source.T, RATE, "dog barking")
     np.testing.assert_allclose(audio.T, expected.audio, atol=1e-6)
     assert f"{expected.azimuth:5.1f}°" in printed.out
     assert f"confidence {expected.confidence:.2f}" in printed.out

@@ -8,7 +8,7 @@ import torch
 from model_fixtures import noise
 
 from luseel_model.features import gcc_phat, interaural_inputs, istft, stft
-from luseel_model.localization import ExtractedLocalizer
+from luseel_model.luseel.localization import ExtractedLocalizer
 from training.heads import load_head
 
 

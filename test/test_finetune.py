@@ -11,7 +11,8 @@ from model_fixtures import changed, make_network, minilm
 
 from luseel_model import load_model
 from luseel_model.checkpoint import read_checkpoint, save_checkpoint
-from luseel_model.config import build_config, load_config
+from luseel_model.config import build_config
+from luseel_model.families import load_config
 from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
 from training import finetune as tuning

@@ -9,8 +9,8 @@ from model_fixtures import changed, make_network, merged, minilm, noise, queries
 from luseel_model.config import build_config
 from luseel_model.errors import ConfigError
 from luseel_model.features import istft, stft
-from luseel_model.head_search import HeadSearch
-from luseel_model.inference import Extractor
+from luseel_model.luseel.head_search import HeadSearch
+from luseel_model.luseel import LuSeeLExtractor
 from training.heads import load_head
 from training.objective import LossConfig, Objective
 from training.trainer import TrainConfig, grown_state, mirrored
@@ -171,7 +171,7 @@ def test_what_is_not_believed_present_is_silenced(head):
 
 def test_another_head_is_set_and_saved_with_the_weights(head, tmp_path):
     network = make(head)
-    extractor = Extractor(network, text=minilm())
+    extractor = LuSeeLExtractor(network, text=minilm())
     before = network.head_search.prepared().responses.clone()
     extractor.set_head(head.warped(0.8))
     assert not torch.allclose(network.head_search.prepared().responses, before)
@@ -180,7 +180,7 @@ def test_another_head_is_set_and_saved_with_the_weights(head, tmp_path):
     assert torch.equal(other.head_search.prepared().responses,
                        network.head_search.prepared().responses)
     with pytest.raises(ConfigError, match="no use of a head"):
-        Extractor(make_network(changed("tiny")), text=minilm()).set_head(head)
+        LuSeeLExtractor(make_network(changed("tiny")), text=minilm()).set_head(head)
 
 
 def test_search_needs_two_ears_and_tags():

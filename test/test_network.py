@@ -4,10 +4,12 @@ import pytest
 import torch
 from model_fixtures import changed, make_network, noise, queries
 
-from luseel_model.config import load_config
+from luseel_model.families import load_config
 from luseel_model.layers import DConv, FrequencyEmbedding
-from luseel_model.luseel import Tagger
-from luseel_model.transformer import FiLM, TextAdapter
+from luseel_model.layers import FiLM
+from luseel_model.luseel.network import Tagger
+from luseel_model.luseel.transformer import TextAdapter
+from luseel_model.text import sentence_embedding
 
 VARIANTS = {
     "tiny": {},
@@ -132,7 +134,7 @@ def test_gcc_phat_switch(use, monkeypatch):
     assert network.token_localizer.decoder[0].in_features == 16 + features
     mixture, words = noise(1, 2, 8000), queries(1)
     before = network(mixture, *words).doa_logits
-    monkeypatch.setattr("luseel_model.luseel.gcc_phat",
+    monkeypatch.setattr("luseel_model.luseel.network.gcc_phat",
                         lambda audio, hop, lags: noise(1, 2, lags, level=5.0))
     after = network(mixture, *words).doa_logits
     assert bool((before == after).all()) == (not use)
@@ -215,7 +217,7 @@ def test_sentence_is_the_masked_mean_at_unit_length():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     expected = torch.stack([tokens[0, :2].mean(0), tokens[1].mean(0)])
     expected = expected / expected.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(Tagger.sentence(tokens, mask), expected)
+    torch.testing.assert_close(sentence_embedding(tokens, mask), expected)
 
 
 def test_tagger_takes_shared_and_own_sentences():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from model_fixtures import changed, make_network, noise, queries
 
-from luseel_model.luseel import LuSeeLOutput
+from luseel_model.luseel.network import LuSeeLOutput
 from training.objective import LossConfig, Objective
 
 NONE = dict(si_snr=0.0, spectrum=0.0, doa=0.0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from model_fixtures import TINY, merged, minilm, noise, queries, write_corpus
 
-import luseel_model.luseel
+import luseel_model.luseel.network
 import training.mlp_gcc
 from luseel_model.errors import CheckpointError, ConfigError
 from training.benchmark.catalogue import make_catalogue
@@ -50,7 +50,7 @@ def packed(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_text_encoder(monkeypatch):
     monkeypatch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
-    monkeypatch.setattr("luseel_model.inference.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
 
 
 def tiny_config(key, packed):
@@ -159,11 +159,11 @@ def test_no_gcc_phat(systems, scene, monkeypatch):
         usual = full(scene.mixture, tokens, mask)
         count = full.config.gcc_features
         with monkeypatch.context() as patch:
-            patch.setattr(luseel_model.luseel, "gcc_phat", broken)
+            patch.setattr(luseel_model.luseel.network, "gcc_phat", broken)
             assert torch.equal(without(scene.mixture, tokens, mask).doa_logits, expected)
             with pytest.raises(AssertionError, match="was computed"):
                 full(scene.mixture, tokens, mask)
-            patch.setattr(luseel_model.luseel, "gcc_phat", lambda audio, hop, lags: torch.ones(
+            patch.setattr(luseel_model.luseel.network, "gcc_phat", lambda audio, hop, lags: torch.ones(
                 len(audio), count // lags, lags))
             changed = full(scene.mixture, tokens, mask)
     assert not torch.equal(changed.doa_logits, usual.doa_logits)

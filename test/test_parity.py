@@ -6,7 +6,7 @@ from model_fixtures import changed, make_network, noise
 
 from luseel_model.features import istft, stft
 from luseel_model.layers import FrequencyEmbedding
-from luseel_model.transformer import position_embedding_1d, position_embedding_2d
+from luseel_model.luseel.transformer import position_embedding_1d, position_embedding_2d
 
 pytest.importorskip("demucs", reason="the reference network: pip install --no-deps demucs")
 demucs_transformer = pytest.importorskip("demucs.transformer")

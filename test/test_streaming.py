@@ -10,7 +10,7 @@ import torch
 from model_fixtures import changed, make_network, minilm
 
 from luseel_model.errors import AudioError, ConfigError, LuseelError, QueryError
-from luseel_model.inference import Extractor
+from luseel_model.luseel import LuSeeLExtractor
 from luseel_model.streaming import (
     PROFILES, ExtractionStream, Profile, fast_precision, is_out_of_memory, resampling_delay)
 
@@ -516,7 +516,7 @@ def test_other_queries_never_disturb_one(seed):
 
 def test_a_real_network_shares_its_encoders_and_keeps_queries_apart():
     torch.manual_seed(0)
-    model = Extractor(make_network(changed("tiny")), text=minilm())
+    model = LuSeeLExtractor(make_network(changed("tiny")), text=minilm())
     encode, runs = model.network.encode, []
     model.network.encode = lambda mixture, *more: (
         runs.append(len(mixture)) or encode(mixture, *more))

@@ -8,7 +8,8 @@ from model_fixtures import minilm
 
 from luseel_model.config import TextConfig
 from luseel_model.errors import LuseelError, QueryError
-from luseel_model.text import TextEncoder, pad_embeddings, validate_query
+from luseel_model.query import validate_query
+from luseel_model.text import TextEncoder, pad_embeddings, sentence_embedding
 
 
 def test_minilm_needs_no_network(monkeypatch):

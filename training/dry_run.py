@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from luseel_model.config import ModelConfig
+from luseel_model.luseel import LuSeeLConfig
 from luseel_model.errors import ConfigError
-from luseel_model.head_search import PreparedHead
+from luseel_model.luseel.head_search import PreparedHead
 from training.heads import load_head
 from training.objective import Objective
 from training.trainer import NETWORKS, TrainConfig
@@ -24,7 +24,7 @@ _TOKENS = 16  # of a query: about a caption's length
 _GIB = 1 << 30
 
 
-def saved_bytes(config: TrainConfig, model: ModelConfig, network: torch.nn.Module) -> int:
+def saved_bytes(config: TrainConfig, model: LuSeeLConfig, network: torch.nn.Module) -> int:
     """Bytes that autograd keeps for the backward pass of one scene, parameters left out: counted by
     running network and losses on noise, on the CPU, in the run's precision."""
     objective = Objective(config.loss, network)

@@ -21,9 +21,10 @@ import yaml
 
 from luseel_model import load_model
 from luseel_model.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
-from luseel_model.config import ModelConfig, to_dict
+from luseel_model.config import to_dict
 from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
+from luseel_model.luseel import LuSeeLConfig
 from training.captions import Captions
 from training.corpus import toy
 from training.evaluation import EvaluationConfig, evaluate
@@ -82,7 +83,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, float, dict[str, str]
     return azimuth, hrir, rate, {"source": path.name}
 
 
-def fitted_config(config: TrainConfig, model: ModelConfig, model_file: Path,
+def fitted_config(config: TrainConfig, model: LuSeeLConfig, model_file: Path,
                   heads: Sequence[str]) -> TrainConfig:
     """The run for a network: its model, window and heads, and no loss of what it doesn't have.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from luseel_model.config import AZIMUTH_BINS, ModelConfig
+from luseel_model.config import AZIMUTH_BINS
 from luseel_model.errors import ConfigError
 from luseel_model.features import gcc_phat
-from luseel_model.luseel import LuSeeL, LuSeeLOutput
-from luseel_model.transformer import TextAdapter
+from luseel_model.luseel import LuSeeL, LuSeeLConfig
+from luseel_model.luseel.network import LuSeeLOutput
+from luseel_model.luseel.transformer import TextAdapter
 
 
 class MLPGCC(nn.Module):
@@ -25,7 +26,7 @@ class MLPGCC(nn.Module):
     likelihood = LuSeeL.likelihood
     parameter_count = LuSeeL.parameter_count
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: LuSeeLConfig):
         super().__init__()
         if config.audio_channels != 2 or not (config.use_localization and config.use_gcc_phat):
             raise ConfigError("MLP-GCC needs two audio_channels, use_localization and "

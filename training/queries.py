@@ -10,8 +10,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from luseel_model.luseel import Tagger
-from luseel_model.text import TextEncoder, pad_embeddings
+from luseel_model.text import TextEncoder, pad_embeddings, sentence_embedding
 from training.captions import Captions
 
 
@@ -33,7 +32,7 @@ class QueryBank:
         phrases = [phrase for group in variants for phrase in group]
         tokens, mask = pad_embeddings(encoder.embed(phrases))
         self.tokens, self.mask = tokens.to(device), mask.to(device)      # (V, L, E), (V, L)
-        self.sentences = Tagger.sentence(self.tokens, self.mask)         # (V, E)
+        self.sentences = sentence_embedding(self.tokens, self.mask)      # (V, E)
         counts = torch.tensor([len(group) for group in variants], device=device)
         self.count, self.first = counts, counts.cumsum(0) - counts
         confusable = torch.eye(len(self.kinds), dtype=torch.bool)

@@ -27,12 +27,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from luseel_model.checkpoint import read_checkpoint, save_checkpoint
-from luseel_model.config import (ModelConfig, build_config, find_config, load_config, read_yaml,
-                                 to_dict)
+from luseel_model.config import build_config, find_config, read_yaml, to_dict
 from luseel_model.errors import CheckpointError, ConfigError
+from luseel_model.families import load_config
 from luseel_model.features import stft
-from luseel_model.head_search import PreparedHead
-from luseel_model.luseel import LuSeeL, LuSeeLOutput, spectrum_level
+from luseel_model.luseel.head_search import PreparedHead
+from luseel_model.luseel import LuSeeL, LuSeeLConfig
+from luseel_model.luseel.network import LuSeeLOutput, spectrum_level
 from luseel_model.text import TextEncoder
 from training import SAMPLE_RATE
 from training.captions import Captions
@@ -131,7 +132,7 @@ class TrainConfig:
     validation: ValidationConfig = dataclasses.field(default_factory=ValidationConfig)
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def check(self, model: ModelConfig) -> None:
+    def check(self, model: LuSeeLConfig) -> None:
         """A :class:`ConfigError` where the run and its model contradict each other."""
         loss = self.loss
         if model.sample_rate != SAMPLE_RATE:
@@ -175,9 +176,9 @@ class TrainConfig:
         """Steps before anything is extracted."""
         return max(self.tag_steps, self.candidate_steps)
 
-    def model_config(self) -> ModelConfig:
+    def model_config(self) -> LuSeeLConfig:
         """The model's configuration with ``overrides`` (nested mapping) applied."""
-        return build_config(ModelConfig, _merged(to_dict(load_config(self.model)), self.overrides))
+        return build_config(LuSeeLConfig, _merged(to_dict(load_config(self.model)), self.overrides))
 
 
 def _merged(base: dict, change: dict) -> dict:

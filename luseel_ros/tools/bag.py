@@ -98,7 +98,7 @@ def wav_to_bag(source: str | Path, out: str | Path, storage: str = "mcap", topic
     import soundfile
     from tqdm import tqdm
 
-    from luseel_model.inference import validate_query
+    from luseel_model.query import validate_query
 
     rosbags = _rosbags()
     out = Path(out)

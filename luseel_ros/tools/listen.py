@@ -131,7 +131,7 @@ def listen_to_node(args: argparse.Namespace, view: View | None = None) -> int:
     """Show what the node publishes. Queries, if any, replace those that the node has."""
     from luseel.msg import Query
 
-    from luseel_model.inference import validate_query
+    from luseel_model.query import validate_query
 
     from .spinning import spinning_node
 

@@ -139,7 +139,7 @@ class Watcher:
         """
         from luseel.srv import SetQuery
 
-        from luseel_model.inference import validate_query
+        from luseel_model.query import validate_query
 
         actions = {"add": self._query.ADD, "remove": self._query.REMOVE,
                    "clear": self._query.CLEAR}

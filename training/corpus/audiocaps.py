@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luseel_model.errors import ConfigError, LuseelError
-from luseel_model.text import MAX_QUERY_CHARACTERS
+from luseel_model.query import MAX_QUERY_CHARACTERS
 from training.corpus.pack import Item, file_sha256, pack, write_atomically
 
 SOURCE = "audiocaps"

@@ -10,6 +10,7 @@ import torch
 from luseel_model.checkpoint import read_checkpoint
 from luseel_model.errors import CheckpointError
 from luseel_model.inference import Extractor, pick_device
+from luseel_model.luseel import LuSeeLExtractor
 from training.benchmark.render import BenchmarkMixture, Renderer
 from training.trainer import NETWORKS
 
@@ -80,7 +81,7 @@ def load_system(path: str | Path, device: str | torch.device | None = None) -> E
     except RuntimeError as error:
         raise CheckpointError(f"{path}: the weights don't fit the configuration in it: {error}"
                               ) from None
-    return Extractor(network.to(pick_device(device)), Path(path).parent.name, info)
+    return LuSeeLExtractor(network.to(pick_device(device)), Path(path).parent.name, info)
 
 
 def hears_one_ear(model: Extractor) -> bool:

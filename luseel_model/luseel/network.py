@@ -1,8 +1,8 @@
 """LuSeeL: language-queried binaural sound extraction and localization (paper section 2).
 
 One network for the paper's configuration and for small ones: what differs is in
-:class:`~luseel_model.config.ModelConfig`. Text enters after the audio encoders, so that these run
-once for any number of queries.
+:class:`~luseel_model.luseel.config.LuSeeLConfig`. Text enters after the audio encoders, so that
+these run once for any number of queries.
 
 Axis letters: B mixtures, Q queries per mixture, C audio channels (ears: left, right), N samples,
 F frequency bins, T frames, L tokens, E width of the frozen text embedding, K phrases.
@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import AZIMUTH_BINS, ModelConfig
-from .features import gcc_phat, interaural_inputs, istft, stft
+from ..config import AZIMUTH_BINS
+from ..features import gcc_phat, interaural_inputs, istft, stft
+from ..layers import (DConv, DecoderLayer, EncoderLayer, FiLM, FrequencyEmbedding, LayerScale,
+                      PhraseMatcher, rescale_convolutions)
+from ..text import sentence_embedding
+from .config import LuSeeLConfig
 from .head_search import (STATISTICS, Candidates, CandidateTagger, HeadSearch, MatchedLocalizer,
                           PreparedHead)
-from .layers import (DConv, DecoderLayer, EncoderLayer, FrequencyEmbedding, LayerScale,
-                     PhraseMatcher, rescale_convolutions)
 from .localization import ExtractedLocalizer, TokenLocalizer
-from .transformer import AttentionLayer, CrossDomainTransformer, FiLM, TextAdapter
+from .transformer import AttentionLayer, CrossDomainTransformer, TextAdapter
 from .voting import VotingLocalizer
 
 INTERAURAL_CHANNELS = 9
@@ -108,12 +110,6 @@ class Tagger(PhraseMatcher):
         self.bias = nn.Parameter(torch.tensor(-6.0))
 
     @staticmethod
-    def sentence(tokens: Tensor, mask: Tensor) -> Tensor:
-        """(…, L, E) token embeddings and (…, L) bool mask → (…, E), unit length."""
-        weight = mask[..., None].to(tokens.dtype)
-        return F.normalize((tokens * weight).sum(-2) / weight.sum(-2).clamp(min=1), dim=-1)
-
-    @staticmethod
     def pool(similarity: Tensor) -> Tensor:
         """(B, L, K) → (B, K): how well the clip as a whole matches, a soft maximum over tokens."""
         return torch.logsumexp(similarity.float(), dim=1)
@@ -127,10 +123,10 @@ class LuSeeL(nn.Module):
     """Joint extraction and localization of the described sound.
 
     Args:
-        config: see :class:`~luseel_model.config.ModelConfig`.
+        config: see :class:`~luseel_model.luseel.config.LuSeeLConfig`.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: LuSeeLConfig):
         super().__init__()
         self.config = config
         net, loc = config.backbone, config.localization
@@ -323,7 +319,7 @@ class LuSeeL(nn.Module):
         x = _repeat(encoded.x, queries)
         presence = None
         if config.tagging.width:
-            sentence = Tagger.sentence(tokens, mask)
+            sentence = sentence_embedding(tokens, mask)
             similarity = self.tagger.similarity(encoded.tag_tokens, sentence)  # B L Q
             presence = self.presence(similarity, encoded.candidate_tags, sentence)
             match = similarity.transpose(1, 2).flatten(0, 1)[..., None]        # B·Q L 1

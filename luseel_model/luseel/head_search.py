@@ -1,4 +1,4 @@
-"""Which two directions explain the mixture? The head's responses used explicitly (not in paper 000).
+"""Which two directions explain the mixture? A head's responses used explicitly (not in the paper).
 
 Two ears and two sounds make a solvable system: for a pair of directions, the inverse of the head's
 2x2 responses unmixes the ears. The right pair gives the sparsest signals. :class:`HeadSearch`
@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from .config import AZIMUTH_BINS, ModelConfig
-from .layers import PhraseMatcher
+from ..config import AZIMUTH_BINS
+from ..layers import PhraseMatcher
+from .config import LuSeeLConfig
 
 _FLOOR = 2e-3        # of a bin's root mean square: silence is not infinitely sparse
 _POWER = 0.5         # of the generalised mean over frames
@@ -92,7 +93,7 @@ class HeadSearch(nn.Module):
         config: the network's; ``config.head_search.azimuths`` directions evenly over the circle.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: LuSeeLConfig):
         super().__init__()
         self.bins, self.n_fft = config.stft.bins, config.stft.n_fft
         self.directions = config.head_search.azimuths
@@ -288,7 +289,7 @@ class MatchedLocalizer(nn.Module):
 class CandidateTagger(PhraseMatcher):
     """What does each candidate sound like: a small convolutional tagger on mel spectrograms."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: LuSeeLConfig):
         super().__init__(config.text.embedding, config.tagging.width)
         search = config.head_search
         mel = mel_filter_bank(config.stft.bins + 1, search.mel_bands, 50.0, 7800.0,

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import TextConfig, TransformerConfig
-from .layers import LayerScale
+from ..config import TextConfig
+from ..layers import FiLM, LayerScale
+from .config import TransformerConfig
 
 _MAX_PERIOD = 10000.0
 
@@ -89,26 +90,6 @@ class AttentionLayer(nn.Module):
         hidden = self.dropout(F.gelu(self.linear1(norm(x))))
         x = x + self.gamma_2(self.dropout(self.linear2(hidden)))
         return self.norm_out(x)
-
-
-class FiLM(nn.Module):
-    """Feature-wise linear modulation by a text embedding: (1 + scale) · x + shift.
-
-    Starts as the identity, so that a network without text equals its backbone.
-    """
-
-    def __init__(self, text_width: int, channels: int):
-        super().__init__()
-        self.linear = nn.Linear(text_width, 2 * channels)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, x: Tensor, text: Tensor, channel_dim: int = -1) -> Tensor:
-        """``x`` any shape with the batch first, ``text`` (B, D)."""
-        shape = [x.shape[0]] + [1] * (x.dim() - 1)
-        shape[channel_dim] = x.shape[channel_dim]
-        scale, shift = (part.view(shape) for part in self.linear(text).chunk(2, dim=-1))
-        return x * (1 + scale) + shift
 
 
 class CrossDomainTransformer(nn.Module):

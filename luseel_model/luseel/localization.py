@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import AZIMUTH_BINS, ModelConfig
+from ..config import AZIMUTH_BINS
+from .config import LuSeeLConfig
 
 
 class TokenLocalizer(nn.Module):
@@ -20,7 +21,7 @@ class TokenLocalizer(nn.Module):
     GCC-PHAT (384 + 504 = 888) they enter the DoA decoder (888 → 1024 ×5 → 360).
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: LuSeeLConfig):
         super().__init__()
         loc = config.localization
         self.tokens = config.spectral_tokens
