@@ -42,6 +42,7 @@ REQUIREMENTS = [
     "soxr",                        # sample-rate conversion
     "tqdm",                        # progress bars
     "matplotlib",                  # plots
+    "pillow",                      # pictures as queries
     "rich",                        # the live views of luseel listen and of the demo
 ]
 EXTRAS = {

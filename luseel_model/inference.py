@@ -184,10 +184,15 @@ class Extractor(ABC):
         self.config = network.config
         self.device = next(network.parameters()).device
 
-    @property
+    @staticmethod
     @abstractmethod
+    def capabilities_of(config: Any) -> Capabilities:
+        """What a model of this configuration takes and gives."""
+
+    @property
     def capabilities(self) -> Capabilities:
         """What the model takes and gives."""
+        return self.capabilities_of(self.config)
 
     @abstractmethod
     def _infer(self, mixture: Tensor, queries: Sequence[Query]) -> WindowTensors:
@@ -304,8 +309,8 @@ class Extractor(ABC):
             return Query(text="sound")
         if "tag" in clues:
             return Query(tag=self.info["kinds"][0])
-        grey = np.full((64, 64, 3), 128, np.uint8)
-        return Query(image=grey) if "image" in clues else Query(frames=grey[None])
+        ramp = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
+        return Query(image=ramp) if "image" in clues else Query(frames=ramp[None])
 
     # -- recordings
 

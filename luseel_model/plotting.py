@@ -12,6 +12,8 @@ import numpy as np
 
 from .inference import Extraction
 
+#: Kinds of files that pictures are written to.
+PICTURES = (".png", ".svg", ".pdf")
 _RANGE_DB = 70.0
 
 

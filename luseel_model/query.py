@@ -16,7 +16,8 @@ from .errors import QueryError
 MAX_QUERY_CHARACTERS = 256
 #: What a query may consist of, and what to call it.
 CLUES = {"text": "words", "tag": "a tag", "image": "a picture", "frames": "moving pictures"}
-_MIN_SIDE, _MAX_SIDE, _MAX_FRAMES = 8, 8192, 1024  # pixels, frames
+MAX_FRAMES = 1024
+_MIN_SIDE, _MAX_SIDE = 8, 8192  # pixels
 
 
 def validate_query(query: object) -> str:
@@ -52,8 +53,8 @@ def validate_pictures(pictures: object, dimensions: int, what: str) -> np.ndarra
     if not (_MIN_SIDE <= min(height, width) and max(height, width) <= _MAX_SIDE):
         raise QueryError(f"{what} of {width} x {height} pixels: {_MIN_SIDE} to {_MAX_SIDE} a side "
                          "can be used")
-    if dimensions == 4 and not 1 <= len(pictures) <= _MAX_FRAMES:
-        raise QueryError(f"{what}: {len(pictures)} frames; 1 to {_MAX_FRAMES} can be used")
+    if dimensions == 4 and not 1 <= len(pictures) <= MAX_FRAMES:
+        raise QueryError(f"{what}: {len(pictures)} frames; 1 to {MAX_FRAMES} can be used")
     return pictures
 
 

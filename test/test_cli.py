@@ -144,6 +144,35 @@ def test_models(folder, capsys, monkeypatch):
     assert "no checkpoints in" in capsys.readouterr().err
 
 
+def test_models_show_figures_and_licence_of_the_card(folder, capsys, monkeypatch):
+    monkeypatch.setattr("luseel_model.checkpoint.CHECKPOINT_FOLDER", folder)
+    (folder / "net.md").write_text("---\nlicense: CC0-1.0\nfigures: 1.5 dB\n---\n# net\n")
+    assert cli.main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert "    2 microphones + words -> sound and direction\n" in printed
+    assert "    figures: 1.5 dB\n    licence: CC0-1.0\n" in printed
+    assert cli.main(["models", "--json"]) == 0
+    (about,) = json.loads(capsys.readouterr().out)
+    assert (about["name"], about["license"], about["steps"]) == ("net", "CC0-1.0", 12)
+
+
+def test_clues_that_the_model_cannot_use(folder, capsys):
+    from PIL import Image
+
+    Image.effect_noise((32, 32), 50).save("thing.png")
+    for arguments, said in (
+            (["--tag", "rain"], "can't use a tag as a query: give it words"),
+            (["--image", "thing.png"], "can't use a picture as a query: give it words"),
+            (["rain", "--image", "thing.png", "--together"], "can't use a picture"),
+            (["rain", "wind", "--together"], "--together: words can be given once"),
+            (["--image", "in.wav"], "can't be read as a picture"),
+            (["rain", "--array", "square.yaml"], "leave --array out"),
+            ([], "nothing to listen for")):
+        assert run("extract", "in.wav", *arguments) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(p.name for p in folder.glob("*.wav")) == ["in.wav"]
+
+
 def test_help(capsys):
     for arguments in (["--help"], ["extract", "--help"]):
         with pytest.raises(SystemExit) as ended:

@@ -12,6 +12,7 @@ from ..heads import Head
 from ..inference import Extractor, WindowTensors, energy_share
 from ..query import Capabilities, Query
 from ..text import TextEncoder, pad_embeddings
+from .config import LuSeeLConfig
 from .network import LuSeeL
 
 
@@ -27,9 +28,9 @@ class LuSeeLExtractor(Extractor):
         super().__init__(network, name, info, calibration)
         self._text = text or TextEncoder(self.config.text, self.device)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(frozenset({"text"}), direction=self.config.use_localization)
+    @staticmethod
+    def capabilities_of(config: LuSeeLConfig) -> Capabilities:
+        return Capabilities(frozenset({"text"}), direction=config.use_localization)
 
     def set_head(self, head: Head) -> None:
         if not self.config.head_search.azimuths:
