@@ -125,7 +125,7 @@ class TaggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadSearchConfig:
-    """Search with the head's responses (not in the paper; luseel_model/head_search.py).
+    """Search with the head's responses (not in the paper; luseel_model/luseel/head_search.py).
 
     ``azimuths``: directions searched, a divisor of 360 (0: no search). The two candidate sounds
     are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.

@@ -5,7 +5,7 @@ and masking distorts the ears' differences. So the mixture itself is looked at, 
 votes for the directions whose responses explain it, as loudly as the extraction says that the bin
 belongs to the sound; once over all bins, once over those that a direct sound is likely to
 dominate: at onsets (precedence) and where the ears are coherent over neighbouring bins. Like
-:class:`~luseel_model.head_search.MatchedLocalizer` it sees matches with responses, never the
+:class:`~luseel_model.luseel.head_search.MatchedLocalizer` it sees matches with responses, never the
 responses themselves, so it holds for other heads.
 
 Axis letters as in head_search.py; N queries of all mixtures.
