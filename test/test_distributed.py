@@ -21,10 +21,11 @@ from model_fixtures import TINY, in_step, merged, minilm, noise, write_corpus
 
 from luseel_model.config import build_config
 from luseel_model.errors import CheckpointError, ConfigError
-from training import trainer as module
+from training.tasks import luseel as module
 from training.distributed import Processes
 from training.simulation import BinauralSimulator, Scene
-from training.trainer import _SEED_STRIDE, TrainConfig, Trainer
+from training.tasks.luseel import LuSeeLTrainConfig
+from training.trainer import _SEED_STRIDE, Trainer
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("low tone", "hissing", "high tone", "beat")
@@ -45,7 +46,7 @@ def settings(folder, **changes):
 
 def without_chance(folder):
     """A run in which nothing but the scenes is random: no dropout, every sound is asked for."""
-    return build_config(TrainConfig, settings(folder, overrides={
+    return build_config(LuSeeLTrainConfig, settings(folder, overrides={
         "text": {"dropout": 0.0}, "localization": {"dropout": 0.0}}))
 
 
@@ -54,6 +55,21 @@ def three_steps(trainer):
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=1e-2)
     terms = [trainer.train_step() for _ in range(3)]
     return trainer.network.state_dict(), float(terms[-1]["grad_norm"])
+
+
+def images():
+    """A batch of (8, 3, 4, 5), different in its halves."""
+    x = torch.randn(8, 3, 4, 5, generator=torch.Generator().manual_seed(5))
+    return (x + torch.arange(8)[:, None, None, None]).requires_grad_()
+
+
+def normalised(norm, x):
+    """Output, running statistics and the gradient of one step of batch normalisation, for an
+    uneven loss."""
+    torch.nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(6))
+    y = norm(x)
+    (y.pow(3)).sum().backward()
+    return y.detach(), norm.running_mean, norm.running_var, x.grad
 
 
 def work(folder):
@@ -69,10 +85,10 @@ def work(folder):
     if processes.is_first:
         torch.save(state, folder / "two.pt")
 
-    config = build_config(TrainConfig, settings(folder, data={"simulation": {
+    config = build_config(LuSeeLTrainConfig, settings(folder, data={"simulation": {
         "n_sources": [2, 3]}}))
     whole = Trainer(config, folder / "whole", "cpu", None, processes)
-    found["azimuth"] = whole.simulator.draw(2).azimuth[0, 0].item()
+    found["azimuth"] = whole.task.simulator.draw(2).azimuth[0, 0].item()
     whole = Trainer(config, folder / "whole", "cpu", None, processes)
     whole.run()
     parts = Trainer(config, folder / "parts", "cpu", None, processes)
@@ -91,6 +107,10 @@ def work(folder):
         Trainer(dataclasses.replace(config, batch_size=3), folder / "odd", "cpu", None, processes)
     except ConfigError as error:
         found["odd"] = str(error)
+    half = images().detach()[4 * processes.rank:][:4].requires_grad_()
+    layer = torch.nn.BatchNorm2d(3)
+    processes.wrap(layer)
+    torch.save(normalised(layer, half), folder / f"norm{processes.rank}.pt")
     everything = processes.gather(found)
     if processes.is_first:
         (folder / "found.json").write_text(json.dumps(everything))
@@ -134,14 +154,14 @@ def found(folder):
 
 
 def test_two_equal_one_with_the_same_scenes(folder, found, monkeypatch):
-    monkeypatch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("training.tasks.luseel.TextEncoder", lambda config, device: minilm())
     config = without_chance(folder)
     one = Trainer(config, folder / "one", "cpu")
     start = {key: value.clone() for key, value in one.network.state_dict().items()}
-    both = [BinauralSimulator(one.train_pool, one.simulator.heads, config.data.simulation, "cpu",
-                              config.seed + rank * _SEED_STRIDE, one.bank.confusable)
+    both = [BinauralSimulator(one.task.train_pool, one.task.hrirs, config.data.simulation, "cpu",
+                              config.seed + rank * _SEED_STRIDE, one.task.bank.confusable)
             for rank in (0, 1)]
-    monkeypatch.setattr(one.simulator, "sample", lambda size: Scene.joined(
+    monkeypatch.setattr(one.task.simulator, "sample", lambda size: Scene.joined(
         [simulator.sample(size // 2) for simulator in both]))
     state, norm = three_steps(one)
     two = torch.load(folder / "two.pt", weights_only=True)
@@ -163,6 +183,16 @@ def test_all_processes_have_the_same_weights_and_scenes_of_their_own(found):
     assert first["azimuth"] != second["azimuth"]
 
 
+def test_batch_normalisation_of_images_is_over_all_processes(folder, found):
+    output, mean, variance, gradient = normalised(torch.nn.BatchNorm2d(3), images())
+    halves = [torch.load(folder / f"norm{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for i, whole in ((0, output), (3, gradient)):
+        torch.testing.assert_close(torch.cat([half[i] for half in halves]), whole, rtol=1e-4,
+                                   atol=1e-4)
+    for half in halves:
+        torch.testing.assert_close(half[1:3], (mean, variance))
+
+
 def test_a_signal_to_one_stops_all_and_the_run_goes_on_exactly(folder, found, monkeypatch):
     for one in found:
         assert one["stopped"] == one["resumed"] == 2 and one["equal"]
@@ -171,9 +201,9 @@ def test_a_signal_to_one_stops_all_and_the_run_goes_on_exactly(folder, found, mo
     for name, steps in (("log.csv", ["1", "2", "3", "4"]), ("validation.csv", ["2", "4"])):
         with open(folder / "parts" / name, newline="") as file:
             assert [row["step"] for row in csv.DictReader(file)] == steps  # written by one of them
-    monkeypatch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("training.tasks.luseel.TextEncoder", lambda config, device: minilm())
     with pytest.raises(CheckpointError, match="saved by 2 processes: go on with as many"):
-        Trainer(build_config(TrainConfig, settings(folder)), folder / "parts", "cpu")
+        Trainer(build_config(LuSeeLTrainConfig, settings(folder)), folder / "parts", "cpu")
 
 
 def test_the_command_ends_cleanly_when_torchrun_is_stopped(folder):

@@ -40,7 +40,7 @@ def corpus(tmp_path_factory):
 def place(tmp_path, monkeypatch, kemar):
     """A folder with responses of a head of one's own and a trained network, the current one."""
     monkeypatch.chdir(tmp_path)
-    for module in ("training.trainer", "luseel_model.inference"):
+    for module in ("training.tasks.luseel", "luseel_model.luseel.extractor"):
         monkeypatch.setattr(f"{module}.TextEncoder", lambda config, device: minilm())
     # the left ear 2 dB louder, every 10 degrees
     np.savez("my head.npz", azimuth=np.arange(0, 360, 10), rate=16000,

@@ -9,11 +9,12 @@ from model_fixtures import changed, make_network, merged, minilm, noise, queries
 from luseel_model.config import build_config
 from luseel_model.errors import ConfigError
 from luseel_model.features import istft, stft
-from luseel_model.luseel.head_search import HeadSearch
 from luseel_model.luseel import LuSeeLExtractor
+from luseel_model.luseel.head_search import HeadSearch
 from training.heads import load_head
 from training.objective import LossConfig, Objective
-from training.trainer import TrainConfig, grown_state, mirrored
+from training.tasks.luseel import LuSeeLTrainConfig, mirrored
+from training.trainer import grown_state
 
 RATE = 16000
 
@@ -236,10 +237,10 @@ def test_a_smaller_network_grows():
 
 
 def test_training_configuration_is_checked():
-    run = build_config(TrainConfig, {"name": "x", "model": "luseel-small", "steps": 1,
-                                     "loss": {"candidate_tags": 1.0}})
+    run = build_config(LuSeeLTrainConfig, {"name": "x", "model": "luseel-small", "steps": 1,
+                                           "loss": {"candidate_tags": 1.0}})
     with pytest.raises(ConfigError, match="head_search.azimuths"):
         run.check(changed("tiny"))
     with pytest.raises(ConfigError, match="absent_share"):
-        build_config(TrainConfig, {"name": "x", "model": "luseel-small", "steps": 1,
-                                   "data": {"absent_share": 2}})
+        build_config(LuSeeLTrainConfig, {"name": "x", "model": "luseel-small", "steps": 1,
+                                         "data": {"absent_share": 2}})

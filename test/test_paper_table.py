@@ -49,8 +49,9 @@ def packed(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def one_text_encoder(monkeypatch):
-    monkeypatch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
-    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("training.tasks.luseel.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder",
+                        lambda config, device: minilm())
 
 
 def tiny_config(key, packed):
@@ -64,7 +65,7 @@ def tiny_config(key, packed):
 def systems(packed, tmp_path_factory):
     """A trainer of each, at its first step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
+        patch.setattr("training.tasks.luseel.TextEncoder", lambda config, device: minilm())
         return {key: Trainer(tiny_config(key, packed), tmp_path_factory.mktemp(key), "cpu")
                 for key in KEYS}
 
@@ -74,7 +75,10 @@ def gradients(trainer, scene):
     torch.manual_seed(0)
     trainer.network.train()
     trainer.network.zero_grad()
-    terms = trainer.losses(trainer._heard(scene), torch.Generator().manual_seed(0))
+    task = trainer.task
+    kept, task.generator = task.generator, torch.Generator().manual_seed(0)
+    terms = trainer.losses(task._heard(scene))
+    task.generator = kept
     torch.stack(list(terms.values())).sum().backward()
     return terms, {name: p.grad.clone() for name, p in trainer.network.named_parameters()
                    if p.grad is not None}
@@ -89,11 +93,11 @@ def assert_equal(one, other):
 @pytest.fixture
 def scene(systems):
     generator = torch.Generator().manual_seed(5)
-    state = systems["luseel"].simulator.state_dict()
-    systems["luseel"].simulator.generator = generator
-    scene = systems["luseel"].simulator.sample(4, 2)
-    systems["luseel"].simulator.generator = torch.Generator()
-    systems["luseel"].simulator.load_state_dict(state)
+    state = systems["luseel"].task.simulator.state_dict()
+    systems["luseel"].task.simulator.generator = generator
+    scene = systems["luseel"].task.simulator.sample(4, 2)
+    systems["luseel"].task.simulator.generator = torch.Generator()
+    systems["luseel"].task.simulator.load_state_dict(state)
     return scene
 
 
@@ -108,7 +112,7 @@ def test_extraction_alone_learns_nothing_of_direction(systems, scene, key):
     turned = dataclasses.replace(scene, azimuth=(scene.azimuth + 77) % 360)
     assert_equal(gradients(trainer, turned)[1], before)
     assert not [name for name in trainer.network.state_dict() if "locali" in name]
-    output = trainer.network(trainer._heard(scene).mixture, *queries(1, 4))
+    output = trainer.network(trainer.task._heard(scene).mixture, *queries(1, 4))
     assert output.doa_logits is None
 
 
@@ -163,8 +167,8 @@ def test_no_gcc_phat(systems, scene, monkeypatch):
             assert torch.equal(without(scene.mixture, tokens, mask).doa_logits, expected)
             with pytest.raises(AssertionError, match="was computed"):
                 full(scene.mixture, tokens, mask)
-            patch.setattr(luseel_model.luseel.network, "gcc_phat", lambda audio, hop, lags: torch.ones(
-                len(audio), count // lags, lags))
+            patch.setattr(luseel_model.luseel.network, "gcc_phat",
+                          lambda audio, hop, lags: torch.ones(len(audio), count // lags, lags))
             changed = full(scene.mixture, tokens, mask)
     assert not torch.equal(changed.doa_logits, usual.doa_logits)
     assert torch.equal(changed.audio, usual.audio)
@@ -200,21 +204,22 @@ def test_all_see_the_same_in_the_same_order(systems):
     """Scenes, queries and wordings of the first steps; and the budget is the same."""
     seen = {}
     for key, trainer in systems.items():
-        state = trainer.simulator.state_dict(), trainer.generator.get_state()
-        drawn = trainer.bank.draw
+        task = trainer.task
+        state = task.simulator.state_dict(), task.generator.get_state()
+        drawn = task.bank.draw
         wordings = []
 
         def draw(kind, generator, drawn=drawn, wordings=wordings):
             wordings.append(drawn(kind, generator))
             return wordings[-1]
 
-        trainer.bank.draw = draw
-        scenes = [trainer.simulator.sample(4) for _ in range(2)]
+        task.bank.draw = draw
+        scenes = [task.simulator.sample(4) for _ in range(2)]
         for one in scenes:
-            trainer.losses(trainer._heard(one), trainer.generator)
-        trainer.bank.draw = drawn
-        trainer.simulator.load_state_dict(state[0])
-        trainer.generator.set_state(state[1])
+            trainer.losses(task._heard(one))
+        task.bank.draw = drawn
+        task.simulator.load_state_dict(state[0])
+        task.generator.set_state(state[1])
         seen[key] = [s.mixture for s in scenes], [s.azimuth for s in scenes], wordings
     for key in KEYS:
         for one, other in zip(seen[key], seen["luseel"]):

@@ -78,7 +78,7 @@ def test_other_recordings_are_not_overwritten(tmp_path, capsys):
 
 def test_debug_on_a_fresh_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("training.trainer.TextEncoder", lambda config, device: minilm())
+    monkeypatch.setattr("training.tasks.luseel.TextEncoder", lambda config, device: minilm())
     assert load_train_config("debug").data.packed == str(toy.FOLDER)
     tiny = ["steps=3", "candidate_steps=1", "tag_steps=2", "batch_size=2", "tag_batch_size=2", "validation.mixtures=2",
             "validation.batch_size=2"]

@@ -108,7 +108,7 @@ class Processes:
             return module
         group = dist.new_group(timeout=_PATIENCE)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d):
+            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 part.__class__ = CommonBatchNorm  # in place: the optimizer has its parameters
                 part.group = group
         # the stages of a run train parts of the network only; buffers are the same everywhere
@@ -116,20 +116,24 @@ class Processes:
                                        broadcast_buffers=False)
 
 
-class CommonBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of (B, C) over the batches of all processes.
+class CommonBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of (B, C, ...) over the batches of all processes.
 
     torch's SyncBatchNorm does the same on GPUs only, where no test of ours could follow it.
     """
 
     group: Any = None
 
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         # float64: the variance is a difference of large numbers
-        wide = x.double()
-        sums = torch.cat([wide.sum(0), wide.square().sum(0), wide.new_full((1,), len(x))])
+        wide = x.double().movedim(1, -1)
+        rows = wide.flatten(0, -2)
+        sums = torch.cat([rows.sum(0), rows.square().sum(0), rows.new_full((1,), len(rows))])
         sums = _Sum.apply(sums, self.group)
         count = sums[-1]
         mean, square = (sums[:-1] / count).chunk(2)
@@ -140,7 +144,7 @@ class CommonBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean.to(self.running_mean), rate)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), rate)
         scaled = ((wide - mean) * torch.rsqrt(variance + self.eps)).to(self.weight)
-        return (scaled * self.weight + self.bias).to(x.dtype)
+        return (scaled * self.weight + self.bias).movedim(-1, 1).to(x.dtype)
 
 
 class _Sum(torch.autograd.Function):

@@ -12,24 +12,18 @@ from pathlib import Path
 
 import torch
 
-from luseel_model.luseel import LuSeeLConfig
 from luseel_model.errors import ConfigError
-from luseel_model.luseel.head_search import PreparedHead
-from training.heads import load_head
-from training.objective import Objective
-from training.trainer import NETWORKS, TrainConfig
+from training.tasks import find_task
+from training.train_config import TrainConfig
 
 _SCENES = 2  # batch normalisation needs two
-_TOKENS = 16  # of a query: about a caption's length
 _GIB = 1 << 30
 
 
-def saved_bytes(config: TrainConfig, model: LuSeeLConfig, network: torch.nn.Module) -> int:
+def saved_bytes(config: TrainConfig, network: torch.nn.Module) -> int | None:
     """Bytes that autograd keeps for the backward pass of one scene, parameters left out: counted by
-    running network and losses on noise, on the CPU, in the run's precision."""
-    objective = Objective(config.loss, network)
-    sources = max(config.data.simulation.n_sources)
-    queries = 1 if config.data.anchor_only else min(config.data.queries or sources, sources)
+    running network and losses on noise, on the CPU, in the run's precision. None where the task
+    can't do that."""
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
 
@@ -39,31 +33,15 @@ def saved_bytes(config: TrainConfig, model: LuSeeLConfig, network: torch.nn.Modu
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    mixture = torch.randn(_SCENES, model.audio_channels, model.window_samples) * 0.1
-    target = torch.randn(_SCENES, queries, *mixture.shape[1:]) * 0.1
-    tokens = torch.randn(_SCENES, queries, _TOKENS, model.text.embedding)
-    mask = torch.ones(_SCENES, queries, _TOKENS, dtype=torch.bool)
-    heads, index = _heads(config, network)
     network.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            output = network(mixture, tokens, mask, heads, index)
-        terms = objective.extraction(
-            network, output, mixture, target, torch.rand(_SCENES, queries) * 360)
+        terms = find_task(config.family).noise_losses(config, network, _SCENES)
+        if terms is None:
+            return None
         total = torch.stack(list(terms.values())).sum()
     # the graph, and so the storages, have lived until here: no address was counted twice
     assert math.isfinite(float(total.detach()))
     return sum(kept.values()) // _SCENES
-
-
-def _heads(config: TrainConfig, network: torch.nn.Module
-           ) -> tuple[list[PreparedHead] | None, torch.Tensor | None]:
-    if not network.config.head_search.azimuths:
-        return None, None
-    search = network.head_search
-    head = load_head("mit_kemar")  # always there; all are of a size
-    search.set_head(head.hrir)
-    return [search.prepare(search.spectra(head.hrir))], torch.zeros(_SCENES, dtype=torch.long)
 
 
 def measured_rate(out: Path) -> float | None:
@@ -93,10 +71,9 @@ def dry_run(config: TrainConfig, out: Path, rate: float | None = None) -> str:
     """
     if rate is not None and not rate > 0:
         raise ConfigError(f"--rate must be above 0, got {rate:g}")
-    model = config.model_config()
     torch.manual_seed(config.seed)
-    network = NETWORKS[config.network](model)
-    config.check(model)
+    network = find_task(config.family).build_network(config)
+    config.check(network.config)
     parts = {name: sum(p.numel() for p in part.parameters())
              for name, part in network.named_children()}
     count = network.parameter_count()
@@ -111,22 +88,27 @@ def dry_run(config: TrainConfig, out: Path, rate: float | None = None) -> str:
            f"the run ends after {check.stop_patience}: how many steps that takes can't be known "
            "before" if optimizer.schedule == "plateau" else "")]
     if config.first_steps:
-        lines.append(f"of these the first {config.first_steps:,} with {config.tag_batch_size} "
-                     "scenes, for the tags alone")
+        first = getattr(config, config.batch_key(0))
+        lines.append(f"of these the first {config.first_steps:,} with {first} scenes, for the tags "
+                     "alone")
     lines += _data(config)
     weights = 4 * count
-    scene = saved_bytes(config, model, network)
-    lines += [
+    scene = saved_bytes(config, network)
+    known = scene is not None
+    lines.append(
         "memory of each process, GiB: "
         + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in (
             ("parameters", weights), ("gradients", weights), ("optimizer (AdamW)", 2 * weights),
             ("averaged weights", weights)))
-        + f", activations {scene / _GIB:.3f} a scene",
-        f"(activations: what autograd saved of {_SCENES} scenes of noise on this CPU in "
-        f"{config.precision}, network and losses; not in it: recordings and queries, kernels' work "
-        "space, the allocator's reserve)",
-        "processes: scenes of each, GiB with activations"]
-    for processes in (1, 2, 4, 8):
+        + (f", activations {scene / _GIB:.3f} a scene" if known else
+           f"; activations aren't known for the family {config.family}"))
+    if known:
+        lines += [
+            f"(activations: what autograd saved of {_SCENES} scenes of noise on this CPU in "
+            f"{config.precision}, network and losses; not in it: recordings and queries, kernels' "
+            "work space, the allocator's reserve)",
+            "processes: scenes of each, GiB with activations"]
+    for processes in (1, 2, 4, 8) if known else ():
         if config.batch_size % processes:
             continue
         share = config.batch_size // processes
@@ -148,15 +130,16 @@ def dry_run(config: TrainConfig, out: Path, rate: float | None = None) -> str:
 
 
 def _data(config: TrainConfig) -> list[str]:
-    folder = Path(config.data.packed)
+    scenes = f"scenes: {config.batch_size} a step, {config.batch_size * config.steps:,} at most"
+    if not config.packed:
+        return [scenes]
+    folder = Path(config.packed)
     try:
         with open(folder / "train.csv", newline="", encoding="utf-8") as file:
             recordings = sum(1 for _ in csv.DictReader(file))
         size = (folder / "train.npy").stat().st_size + (folder / "valid.npy").stat().st_size
     except FileNotFoundError:
-        return [f"scenes: {config.batch_size} a step, {config.batch_size * config.steps:,} at "
-                f"most; there are no recordings in {folder} to count an epoch by"]
-    return [f"scenes: {config.batch_size} a step, {config.batch_size * config.steps:,} at most; "
-            f"an epoch of {recordings:,} scenes, as many as recordings in {folder}, takes "
-            f"{math.ceil(recordings / config.batch_size):,} steps; the recordings take "
+        return [f"{scenes}; there are no recordings in {folder} to count an epoch by"]
+    return [f"{scenes}; an epoch of {recordings:,} scenes, as many as recordings in {folder}, "
+            f"takes {math.ceil(recordings / config.batch_size):,} steps; the recordings take "
             f"{size / _GIB:.2f} GiB in each process"]

@@ -23,6 +23,7 @@ from luseel_model import load_model
 from luseel_model.checkpoint import find_checkpoint, read_checkpoint, save_checkpoint
 from luseel_model.config import to_dict
 from luseel_model.errors import ConfigError
+from luseel_model.families import family_of
 from luseel_model.heads import Head
 from luseel_model.luseel import LuSeeLConfig
 from training.captions import Captions
@@ -32,7 +33,8 @@ from training.heads import load_head, make_head, read_sofa, read_ssr_wav
 from training.pool import ClipPool
 from training.report import format_interval
 from training.train import add_run_options, run_command
-from training.trainer import TrainConfig, Trainer, load_train_config
+from training.tasks.luseel import LuSeeLTrainConfig
+from training.trainer import Trainer, load_train_config
 
 OWN_SHARE = 2 / 3  # of the scenes are heard by the own head
 _COLUMNS = (("si_snri", "SI-SNRi [dB]", 1.0, 1), ("within_5", "within 5° [%]", 100.0, 0),
@@ -83,8 +85,8 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, float, dict[str, str]
     return azimuth, hrir, rate, {"source": path.name}
 
 
-def fitted_config(config: TrainConfig, model: LuSeeLConfig, model_file: Path,
-                  heads: Sequence[str]) -> TrainConfig:
+def fitted_config(config: LuSeeLTrainConfig, model: LuSeeLConfig, model_file: Path,
+                  heads: Sequence[str]) -> LuSeeLTrainConfig:
     """The run for a network: its model, window and heads, and no loss of what it doesn't have.
 
     Args:
@@ -139,7 +141,7 @@ def table(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> 
     return "\n".join(lines)
 
 
-def finetune(head: Head, out: str | Path, config: TrainConfig, init: str | Path | None = None,
+def finetune(head: Head, out: str | Path, config: LuSeeLTrainConfig, init: str | Path | None = None,
              also: Sequence[str] = ("mit_kemar",), mixtures: int = 100,
              device: str | None = None, minutes: float | None = None) -> Path | None:
     """Fine-tune, test before and after, and write what came out.
@@ -159,6 +161,10 @@ def finetune(head: Head, out: str | Path, config: TrainConfig, init: str | Path 
     """
     out, start = Path(out), find_checkpoint(init)
     model, _, info = read_checkpoint(start)
+    if not (isinstance(model, LuSeeLConfig) and isinstance(config, LuSeeLTrainConfig)):
+        raise ConfigError(f"{start} is of the family {family_of(model).name}, the training "
+                          f"{config.name} of the family {config.family}: only LuSeeL can be "
+                          "fine-tuned on a head")
     others = [load_head(name) for name in also]
     if head.name in {other.name for other in others}:
         raise ConfigError(f"{head.name} is the head to fine-tune on: leave it out of those that "
@@ -247,7 +253,7 @@ def _finetune(args: argparse.Namespace) -> int:
     if args.mixtures < 1 or (args.steps is not None and args.steps < 1):
         raise ConfigError("--mixtures and --steps must be 1 or more")
     config = load_train_config(args.config, changes)
-    toy.build_if_asked_for(config.data.packed)
+    toy.build_if_asked_for(config.packed)
     head = read_head(args.head, not args.uncalibrated)
     if "calibration" in head.metadata:
         print(f"{head.name}: licence {head.metadata.get('licence', 'not stated')}; put right: "

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from luseel_model.errors import LuseelError
-from training.corpus import toy
 from training.distributed import Processes
 from training.dry_run import dry_run
+from training.tasks import find_task
 from training.trainer import Trainer, load_train_config
 
 
@@ -64,18 +64,18 @@ def train(args: argparse.Namespace) -> int:
                 stack.enter_context(contextlib.redirect_stdout(
                     stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
             if processes.is_first:
-                toy.build_if_asked_for(config.data.packed)
+                find_task(config.family).make_data(config)
             processes.wait()
             trainer = Trainer(config, out, args.device, args.init, processes)
             together = f", {processes.size} processes" if processes.size > 1 else ""
+            data = trainer.task.describe()
             print(f"{config.name}: {trainer.network.parameter_count() / 1e6:.2f} M parameters, "
-                  f"{len(trainer.train_pool)} recordings of {len(trainer.train_pool.kinds)} kinds, "
-                  f"from step {trainer.step} to {config.steps} on {trainer.device}{together} -> "
-                  f"{trainer.out}")
+                  f"{data + ', ' if data else ''}from step {trainer.step} to {config.steps} on "
+                  f"{trainer.device}{together} -> {trainer.out}")
             trainer.run(args.minutes)
             if trainer.best_step:
-                print(f"best validation loss {trainer.best:.3f} at step {trainer.best_step}: "
-                      f"{trainer.out / 'best.safetensors'}")
+                print(f"best validation {trainer.task.score} {trainer.best:.3f} at step "
+                      f"{trainer.best_step}: {trainer.out / 'best.safetensors'}")
             else:
                 print(f"stopped at step {trainer.step}, before the first validation; the same "
                       "command resumes")

@@ -20,12 +20,12 @@ from training.benchmark.catalogue import find_recordings, load_catalogue
 from training.benchmark.render import Renderer
 from training.benchmark.report import summarise, write_report
 from training.benchmark.run import Results, run_cell
-from training.corpus import toy
 from training.corpus.pack import file_sha256
 from training.heads import load_head
 from training.paper_table.systems import SYSTEMS, LeftEar, System, hears_one_ear, load_system
 from training.paper_table.table import write_table
 from training.pool import ClipPool
+from training.tasks.luseel import LuSeeLTask
 from training.train import add_run_options, run_command
 from training.trainer import Trainer, load_train_config
 
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> int:
     jobs += [(system.key, args.changes, start if system.tagged else None) for system in systems]
     for key, changes, init in jobs:
         config = load_train_config(f"ablation/{key}", changes)
-        toy.build_if_asked_for(config.data.packed)
+        LuSeeLTask.make_data(config)
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         trainer = None
         if left is None or left > 0:

@@ -12,7 +12,7 @@ from luseel_model.errors import CheckpointError
 from luseel_model.inference import Extractor, pick_device
 from luseel_model.luseel import LuSeeLExtractor
 from training.benchmark.render import BenchmarkMixture, Renderer
-from training.trainer import NETWORKS
+from training.tasks.luseel import NETWORKS
 
 
 @dataclass(frozen=True)
