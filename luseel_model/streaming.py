@@ -323,7 +323,7 @@ class ExtractionStream:
         self._start_anew(0)
         self._next: int | None = None  # input index expected next; None before the first push
         self._running = threading.Lock()  # one process() at a time; guards _joins
-        self._joins: dict[tuple[str, str | Query], _Join] = {}
+        self._joins: dict[tuple[str, str], _Join] = {}  # by key and words
 
     # -- profile -----------------------------------------------------------------------------
 
@@ -435,7 +435,7 @@ class ExtractionStream:
         Args:
             queries: words, or `Query`s, by key, or a sequence of words (each its own key). Empty:
                 the stream goes on without running the model. A query that stays, with key and
-                words (or as the same `Query`), goes on without a seam; a new one fades in.
+                words, goes on without a seam; a new one fades in.
 
         Raises:
             QueryError: words that are empty, over-long or not a string, or what the model can't
@@ -525,7 +525,8 @@ class ExtractionStream:
                 window = self._history.read(end - self._window, end) if queries else None
             estimates, model_time = (), 0.0
             self._joins = {key: join for key, join in self._joins.items()
-                           if join.epoch == epoch and key in queries.items()}
+                           if join.epoch == epoch and key in
+                           {(name, _words(query)) for name, query in queries.items()}}
             if queries:
                 asked = time.perf_counter()
                 try:
@@ -635,7 +636,7 @@ class ExtractionStream:
                 torch.cuda.empty_cache()
 
     def _estimate(self, key, query, index, out, times, start, epoch, origin) -> QueryEstimate:
-        words = query.words if isinstance(query, Query) else query
+        words = _words(query)
         said = (float(out.azimuth[index]), np.asarray(out.likelihood[index], np.float32),
                 float(out.confidence[index]))
         if out.audio is None:
@@ -643,10 +644,10 @@ class ExtractionStream:
             return QueryEstimate(key, words, origin + self._to_input(start), nothing, *said)
         end = start + times.hop
         begin, stop = end - self._window, end - times.hold  # of the window, of what is given out
-        join = self._joins.get((key, query))
+        join = self._joins.get((key, words))
         if join is None or join.position < begin:  # new, or too much was left out
             join = _Join(epoch, start - times.hold, np.zeros((2, times.fade), np.float32))
-            self._joins[key, query] = join
+            self._joins[key, words] = join
         position, fade = join.position, join.tail.shape[1]
         if stop - position >= fade:
             audio = np.asarray(out.audio[index], np.float32)
@@ -690,6 +691,11 @@ class ExtractionStream:
         first = join.next_sample
         join.next_sample += block.shape[1]
         return first, np.ascontiguousarray(block, np.float32)
+
+
+def _words(query: str | Query) -> str:
+    """What tells that a query stayed: the next picture of a camera only fades over."""
+    return query.words if isinstance(query, Query) else query
 
 
 @functools.lru_cache(maxsize=8)

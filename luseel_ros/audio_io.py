@@ -264,8 +264,7 @@ def _check(samples: np.ndarray, sample_rate: int, want_rate: int, want_channels:
 def _check_format(channels: int, sample_rate: int, want_rate: int, want_channels: int) -> None:
     if want_channels and channels != want_channels:
         raise AudioError(
-            f"{channels} channel(s): " + ("binaural audio has two, [left, right]"
-                                          if want_channels == 2 else f"expected {want_channels}"))
+            f"{channels} channel(s): {conversions.expected_channels(want_channels)}")
     if channels < 1:
         raise AudioError(f"{channels} channels are declared: expected at least 1")
     if not MIN_RATE <= sample_rate <= MAX_RATE:

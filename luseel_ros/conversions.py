@@ -49,8 +49,8 @@ def chunk_to_array(chunk: AudioChunk) -> np.ndarray:
     return np.frombuffer(chunk.samples, np.float32).reshape(-1, 2).T
 
 
-def check_block(block) -> None:
-    """Whether an `AudioBlock` is binaural audio that a stream can take.
+def check_block(block, channels: int = 2) -> None:
+    """Whether an `AudioBlock` is raw audio of so many channels that a stream can take.
 
     Raises:
         AudioError: it isn't, and why. Values that are not finite are left to the stream, which
@@ -59,13 +59,20 @@ def check_block(block) -> None:
     if block.query_id:
         raise AudioError("it is an extraction (query_id is set), not raw audio; is the topic "
                          "'audio' remapped to an output?")
-    if block.samples.ndim != 2 or block.samples.shape[1] != 2:
-        channels = block.samples.shape[1] if block.samples.ndim == 2 else 1
-        raise AudioError(f"{channels} channel(s): binaural audio has two, [left, right]")
+    if block.samples.ndim != 2 or block.samples.shape[1] != channels:
+        there = block.samples.shape[1] if block.samples.ndim == 2 else 1
+        raise AudioError(f"{there} channel(s): {expected_channels(channels)}")
     if not MIN_RATE <= block.sample_rate <= MAX_RATE:
         raise AudioError(f"sample rate {block.sample_rate} Hz: expected {MIN_RATE} to {MAX_RATE}")
     if not len(block.samples):
         raise AudioError("a message without samples")
+
+
+def expected_channels(channels: int) -> str:
+    """What to say of audio that has another number of them."""
+    if channels == 2:
+        return "binaural audio has two, [left, right]"
+    return f"{channels} are expected, one from each microphone of the model's array"
 
 
 def array_to_chunk(audio: np.ndarray, sample_rate: int, first_sample: int, header: Header,
@@ -182,7 +189,8 @@ def sound_event(query_id: str, query_text: str, azimuth: float, likelihood: np.n
         query_id=query_id, query_text=query_text,
         active=bool(confidence >= threshold), confidence=float(np.clip(confidence, 0, 1)),
         azimuth=float(to_rep103(float(azimuth))),
-        azimuth_stddev=math.radians(float(circular_std(likelihood))),
+        azimuth_stddev=(math.radians(float(circular_std(likelihood)))
+                        if math.isfinite(azimuth) else math.nan),
         direction=unit_vector(azimuth),
         likelihood=np.clip(likelihood, 0, 1).astype(np.float32),
         processing_time=seconds_to_duration(processing_time),

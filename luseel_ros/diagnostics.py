@@ -185,7 +185,7 @@ class Report:
         captured, arrived = count.latencies()
         values = {"state": self.state, **{
             key: self.about[key] for key in (
-                "model", "device", "profile", "precision", "hop [s]", "window [s]") if key in
+                "model", "takes and gives", "device", "profile", "precision", "hop [s]", "window [s]") if key in
             self.about},
             "hops": count["hops"], "failed hops": count["failed"], "reloads": count["reloads"],
             "dropped [s]": _seconds(count["dropped"], self.sample_rate),

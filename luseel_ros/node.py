@@ -21,12 +21,15 @@ from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from std_msgs.msg import Header
 
 from luseel_model import load_model
+from luseel_model.arrays import load_array
 from luseel_model.errors import ConfigError, LuseelError
+from luseel_model.query import Query, as_query
 from luseel_model.streaming import ExtractionStream, StreamResult
 
 from . import conversions, parameters
 from .audio_io import AudioBlock, AudioReader, load_messages
 from .callback_thread import SubscriptionThread
+from .camera import Camera
 from .diagnostics import PERIOD, Diagnostics, Report, Statistics
 from .outputs import Mount, Outputs
 from .parameters import PARAMETERS
@@ -87,6 +90,7 @@ class LuseelNode(LifecycleNode):
         self._warned: dict[str, tuple[float, int]] = {}
         self._model: SteadyModel | None = None
         self._asking: QueryInterface | None = None
+        self._camera: Camera | None = None
         self._outputs: Outputs | None = None
         self._audio: AudioReader | None = None
         self._listening: SubscriptionThread | None = None
@@ -146,18 +150,22 @@ class LuseelNode(LifecycleNode):
             if values["warm_up"]:
                 self._model.warm_up()
             self.statistics, self._failing = Statistics(), ""
-            self.queries = QueryList(values["max_queries"])
-            self._outputs = Outputs(self, values, self._on_unfit)
+            able = self._model.capabilities
+            self.queries = QueryList(values["max_queries"], self._check_query)
+            self._outputs = Outputs(self, values, self._on_unfit, able)
             # Queries are heard while inactive too: they count once the node is active.
             self._asking = QueryInterface(
-                self, self.queries, self._queries_changed, self._query_refused)
+                self, self.queries, self._queries_changed, self._query_refused,
+                only_frames="frames" in able.clues and "image" not in able.clues)
+            self._camera = Camera(self, values, self._asking.show, self._query_refused,
+                                  moving="frames" in able.clues)
         except Exception as error:  # anything: a missing file, a foreign one, no memory on the GPU
             self.get_logger().error(f"can't configure: {words(error)}")
             self._free()
             return TransitionCallbackReturn.FAILURE
         self.get_logger().info(
-            f"configured in {time.monotonic() - begin:.1f} s: model {self._model.name} on "
-            f"{self._model.device}, {self._model.window:g} s window, "
+            f"configured in {time.monotonic() - begin:.1f} s: model {self._model.name} "
+            f"({able.describe()}) on {self._model.device}, {self._model.window:g} s window, "
             f"{stream.profile.hop:g} s hop")
         return super().on_configure(state)
 
@@ -171,7 +179,7 @@ class LuseelNode(LifecycleNode):
             self._audio = AudioReader(
                 self, values["audio_type"], "audio", parameters.audio_qos(values),
                 self._on_audio, self._audio_refused, sample_rate=values["audio_sample_rate"],
-                channels=2, sample_format=values["audio_sample_format"],
+                channels=self._model.microphones, sample_format=values["audio_sample_format"],
                 info_topic=values["audio_info_topic"], thread=self._listening,
                 event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_unfit_audio))
         except Exception as error:  # no such message type here, for one
@@ -184,11 +192,12 @@ class LuseelNode(LifecycleNode):
         self._worker.start()
         self._mount.update(values, values["frame_id"])
         self._tracks.mounted(values)
-        self._tracks.listen(self._listening)
+        if self._model.capabilities.direction:
+            self._tracks.listen(self._listening)
         self._listening.start()
         self.get_logger().info(
             f"active: listening to {self._audio_topic()}, "
-            + (", ".join(f"'{query.text}'" for query in self.queries.all().values())
+            + (", ".join(str(query) for query in self.queries.all().values())
                or "no query yet"))
         return super().on_activate(state)
 
@@ -246,10 +255,10 @@ class LuseelNode(LifecycleNode):
         self._worker = self._session = None
 
     def _free(self) -> None:
-        for part in (self._asking, self._outputs, self._mount):
+        for part in (self._camera, self._asking, self._outputs, self._mount):
             if part is not None:
                 part.destroy()
-        self._asking = self._outputs = self._session = self._model = None
+        self._camera = self._asking = self._outputs = self._session = self._model = None
         self.queries = QueryList()
         free_memory()
 
@@ -257,7 +266,14 @@ class LuseelNode(LifecycleNode):
         more = {name: values[name] for name in ("calibration", "head") if values[name]}
 
         def load(device: str):
-            return self._load(values["model"] or None, device or None, **more)
+            model = self._load(values["model"] or None, device or None, **more)
+            if values["array"]:
+                if not hasattr(model, "set_array"):
+                    raise ConfigError(f"the model {model.name} hears with its own two ears, not "
+                                      "with an array of microphones: leave the parameter array "
+                                      "empty")
+                model.set_array(load_array(values["array"]))
+            return model
 
         def reloaded():
             self.statistics.count("reloads")
@@ -321,7 +337,11 @@ class LuseelNode(LifecycleNode):
         self._outputs.set_queries(queries)
         with self._lock:
             if self._session is not None:
-                self._session.stream.set_queries({q.id: q.text for q in queries.values()})
+                self._session.stream.set_queries({q.id: q.asked for q in queries.values()})
+
+    def _check_query(self, query: str | Query) -> Query:
+        """By the model that is loaded now."""
+        return getattr(self._model, "check_query", as_query)(query)
 
     def _query_refused(self, text: str) -> None:
         self.statistics.count("refused_queries")
@@ -331,7 +351,7 @@ class LuseelNode(LifecycleNode):
 
     def _on_audio(self, block: AudioBlock) -> None:
         try:
-            conversions.check_block(block)
+            conversions.check_block(block, self._model.microphones)
             session = self._session
             if session is None or session.stream.sample_rate != block.sample_rate:
                 session = self._new_session(block.sample_rate)
@@ -392,7 +412,7 @@ class LuseelNode(LifecycleNode):
                 Timeline(sample_rate, values["stamp_tolerance"], values["max_gap"]))
             if old is not None:
                 session.stream.max_queries_at_once = old.stream.max_queries_at_once
-            session.stream.set_queries({q.id: q.text for q in self.queries.all().values()})
+            session.stream.set_queries({q.id: q.asked for q in self.queries.all().values()})
             self._session = session
             return session
 
@@ -532,7 +552,8 @@ class LuseelNode(LifecycleNode):
                  "profile": values["profile"]}
         reduced = ""
         if model is not None:
-            about |= {"model": model.name, "device": model.device, "window [s]": model.window}
+            about |= {"model": model.name, "takes and gives": model.capabilities.describe(),
+                      "device": model.device, "window [s]": model.window}
             reduced = model.reduced
             if str(model.device).startswith("cuda"):
                 about["gpu"] = torch.cuda.memory_allocated(model.device)
@@ -552,7 +573,7 @@ class LuseelNode(LifecycleNode):
             silent=time.monotonic() - self._last_audio if active else None,
             patience=SILENCE_PERIOD, publishers=self.count_publishers(self._audio_topic()),
             failing=self._failing, reduced=reduced,
-            queries={q.id: q.text for q in self.queries.all().values()})
+            queries={q.id: q.words for q in self.queries.all().values()})
 
 
 def main(args=None) -> None:

@@ -13,6 +13,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
+from luseel_model.query import Capabilities
 from luseel_model.streaming import StreamResult
 from luseel_model.tracking import TrackState
 
@@ -38,20 +39,25 @@ class Outputs:
         node: whose topics these are.
         values: its parameters.
         refused: called with a text when a subscriber's quality of service doesn't fit.
+        gives: what the model gives: without sound there is no topic of extracted audio, without
+            direction none of poses, positions and markers.
     """
 
-    def __init__(self, node, values: Mapping[str, Any], refused: Callable[[str], None]):
-        self._node = node
+    def __init__(self, node, values: Mapping[str, Any], refused: Callable[[str], None],
+                 gives: Capabilities):
+        self._node, self._gives = node, gives
         self._kind = values["extracted_type"]
         self._qos = parameters.output_qos(values)
         self._refused = refused
         self._lock = threading.Lock()
         self._events = self._publisher(SoundEventArray, "~/events")
-        self._markers = self._publisher(MarkerArray, "~/markers")
-        self._pose = self._publisher(PoseStamped, "~/pose")
+        self._markers = self._pose = self._extracted = None
+        if gives.direction:
+            self._markers = self._publisher(MarkerArray, "~/markers")
+            self._pose = self._publisher(PoseStamped, "~/pose")
         # With the query's id in the message one topic does for all; without, each has its own.
-        self._extracted = (AudioWriter(node, self._kind, "~/extracted", self._qos)
-                           if self._kind == "luseel" else None)
+        if gives.sound and self._kind == "luseel":
+            self._extracted = AudioWriter(node, self._kind, "~/extracted", self._qos)
         self._poses: dict[str, Any] = {}
         self._positions: dict[str, Any] = {}
         self._writers: dict[str, AudioWriter] = {}
@@ -76,16 +82,18 @@ class Outputs:
                 if query_id not in queries:
                     self._node.destroy_publisher(self._poses.pop(query_id))
                     self._node.destroy_publisher(self._positions.pop(query_id))
-                    if query_id in self._writers:
-                        self._writers.pop(query_id).destroy()
+            for query_id in [*self._writers]:
+                if query_id not in queries:
+                    self._writers.pop(query_id).destroy()
             for query_id in queries:
-                if query_id not in self._poses:
+                if self._gives.direction and query_id not in self._poses:
                     self._poses[query_id] = self._publisher(PoseStamped, f"~/poses/{query_id}")
                     self._positions[query_id] = self._publisher(
                         PoseWithCovarianceStamped, f"~/positions/{query_id}")
-                    if self._extracted is None:
-                        self._writers[query_id] = AudioWriter(
-                            self._node, self._kind, f"~/extracted/{query_id}", self._qos)
+                if self._gives.sound and self._extracted is None and (
+                        query_id not in self._writers):
+                    self._writers[query_id] = AudioWriter(
+                        self._node, self._kind, f"~/extracted/{query_id}", self._qos)
 
     def publish(self, result: StreamResult, queries: Mapping[str, ActiveQuery], hop: float,
                 header_of: Callable[[int], Header | None], threshold: float,
@@ -110,7 +118,7 @@ class Outputs:
             events, markers, best = [], [], None
             for estimate in result.estimates:
                 query = queries.get(estimate.key)
-                if query is None or query.text != estimate.query:
+                if query is None or query.words != estimate.query:
                     continue  # replaced while the model ran
                 self._publish_audio(result.sample_rate, estimate, header_of)
                 track = (tracks or {}).get(query.id)
@@ -126,7 +134,7 @@ class Outputs:
                 if not wanted:
                     continue
                 event = conversions.sound_event(
-                    query.id, query.text, estimate.azimuth, estimate.likelihood,
+                    query.id, query.words, estimate.azimuth, estimate.likelihood,
                     estimate.confidence, query.threshold or threshold, result.processing_time,
                     track)
                 events.append(event)
@@ -184,7 +192,8 @@ class Outputs:
         with self._lock:
             for publisher in (self._events, self._markers, self._pose, *self._poses.values(),
                               *self._positions.values()):
-                self._node.destroy_publisher(publisher)
+                if publisher is not None:
+                    self._node.destroy_publisher(publisher)
             for writer in (self._extracted, *self._writers.values()):
                 if writer is not None:
                     writer.destroy()
@@ -193,7 +202,8 @@ class Outputs:
 
 def _heard(*publishers) -> bool:
     """Whether anybody subscribes one of them."""
-    return any(publisher.get_subscription_count() for publisher in publishers)
+    return any(publisher is not None and publisher.get_subscription_count()
+               for publisher in publishers)
 
 
 def _publish_pose(publisher, event: SoundEvent, header: Header) -> None:

@@ -10,9 +10,11 @@ from typing import Any, Mapping
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
+from luseel_model.errors import QueryError
 from luseel_model.streaming import PRECISIONS, PROFILES, ExtractionStream
 
 from .audio_io import KINDS
+from .ids import validate_id
 
 RELIABILITIES = ("best_effort", "reliable")
 # When a change takes effect: said in the descriptor, and checked.
@@ -64,6 +66,10 @@ PARAMETERS = {
     "head": Parameter(
         "", "Path of a file with the responses of these ears (made by luseel-heads of a SOFA "
         "file); empty: those of the head that the model was trained on", effect="configure"),
+    "array": Parameter(
+        "", "Path of a YAML file with the places of the microphones, or the name of a known array; "
+        "empty: the array that the model was trained on. For models that hear with an array",
+        effect="configure"),
     "warm_up": Parameter(
         True, "Run the model once on silence while configuring, so that the first result is not "
         "late", effect="configure"),
@@ -125,6 +131,21 @@ PARAMETERS = {
         1.0, "A position is published from this standard deviation [m] on, in its worst direction",
         (0.05, 5.0)),
     "max_queries": Parameter(8, "Most queries at one time; each costs computing time", (1, 256)),
+    "image_query_id": Parameter(
+        "image", "Id of the query that the pictures on ~/query_image are part of; empty: these are "
+        "ignored"),
+    "image_region": Parameter(
+        [0, 0, 0, 0], "The part of these pictures that counts: x, y, width, height in pixels; "
+        "width and height 0: all of it"),
+    "image_rate": Parameter(
+        2.0, "Most of these pictures taken in a second; each costs a run of the image encoder",
+        (0.1, 60.0)),
+    "image_frames_seconds": Parameter(
+        2.0, "Seconds of these pictures that make a clip, for models that take moving pictures",
+        (0.1, 60.0)),
+    "image_reliability": Parameter(
+        "best_effort", "Of ~/query_image: best_effort takes from any camera; reliable is for large "
+        "pictures", effect="configure", choices=RELIABILITIES),
     "frame_id": Parameter(
         "", "Frame of the microphones in all outputs; empty: that of the audio"),
     "mount.parent_frame": Parameter(
@@ -175,6 +196,15 @@ def problem(name: str, value: Any) -> str | None:
         return f"{name}: {value} is not a number"
     if name in ("frame_id", "mount.parent_frame") and re.search(r"^/|\s", value):
         return f"{name}: '{value}' is no name of a frame (no leading slash, no blanks)"
+    if name == "image_query_id" and value:
+        try:
+            validate_id(value)
+        except QueryError as error:
+            return f"image_query_id: {error}"
+    if name == "image_region" and (
+            len(value) != 4 or min(value) < 0 or (value[2] == 0) != (value[3] == 0)):
+        return (f"image_region: {list(value)}: expected x, y, width, height in pixels, from 0 on; "
+                "width and height 0 together mean all of the picture")
     if name == "hop" and 0 < value < 0.1:
         return f"hop: {value:g} s is too short: at least 0.1, or 0 for that of the profile"
     return None

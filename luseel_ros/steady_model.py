@@ -8,7 +8,8 @@ from typing import Any, Callable
 
 import torch
 
-from luseel_model.errors import LuseelError
+from luseel_model.errors import LuseelError, QueryError
+from luseel_model.query import Capabilities
 from luseel_model.streaming import is_out_of_memory
 
 RELOAD_AFTER = 5  # failures in a row after which the model is loaded anew
@@ -55,6 +56,8 @@ class SteadyModel:
         self._load_somewhere()
         self.sample_rate, self.window = self._model.sample_rate, self._model.window
         self.microphones = getattr(self._model, "microphones", 2)
+        self.capabilities = getattr(self._model, "capabilities", None) or Capabilities(
+            frozenset({"text"}), microphones=self.microphones)
         self.name, self.device = self._model.name, self._model.device
 
     def __getattr__(self, name: str) -> Any:
@@ -75,6 +78,8 @@ class SteadyModel:
                 out = self._model.infer_window(window, queries)
                 self._failures, self._pause = 0, RELOAD_PAUSE
                 return out
+            except QueryError:
+                raise  # nothing that another model would do better
             except Exception as raised:
                 if is_out_of_memory(raised) and (len(queries) > 1 or self._on_cpu()):
                     raise  # fewer at a time, or nothing that could be done here

@@ -117,13 +117,13 @@ class Tracks:
         kept = {}
         for estimate in result.estimates:
             query = queries.get(estimate.key)
-            if query is None or query.text != estimate.query or not math.isfinite(
+            if query is None or query.words != estimate.query or not math.isfinite(
                     estimate.azimuth):
                 continue
             words, tracker = self._trackers.get(query.id, ("", None))
-            if tracker is None or words != query.text:
+            if tracker is None or words != query.words:
                 tracker = Tracker(TrackingConfig(window=window), self._numbers)
-            kept[query.id] = query.text, tracker
+            kept[query.id] = query.words, tracker
             # a window tells of its middle, the hop begins later
             tracker.adapt(lag=window / 2 - hop, memory=values["track_memory"],
                           max_std=values["position_stddev"])

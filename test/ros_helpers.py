@@ -7,11 +7,15 @@ import time
 import numpy as np
 import rclpy
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
 from domain_coordinator import domain_id
 from ear_model import RATE, EarModel
+from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from luseel.msg import AudioChunk, SoundEventArray
+from luseel.msg import AudioChunk, Query, QueryArray, SoundEventArray
+from luseel.srv import SetQuery
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Header, String
@@ -20,6 +24,7 @@ from visualization_msgs.msg import MarkerArray
 from luseel_ros import conversions
 
 T0 = 1_700_000_000_000_000_000  # capture time of sample 0 [ns]
+LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 @contextlib.contextmanager
@@ -165,6 +170,53 @@ class Peer:
     def latched_publisher(self):
         return self.node.create_publisher(String, "query", QoSProfile(
             depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+
+
+class FieldPeer(Peer):
+    """A peer that also listens to queries, poses and diagnostics."""
+
+    def __init__(self, context, **kwargs):
+        super().__init__(context, **kwargs)
+        self.lists, self.pose, self.poses, self.reports = [], [], {}, []
+        self.commands = self.node.create_publisher(Query, f"{self.name}/set_query", 10)
+        self.node.create_subscription(
+            QueryArray, f"{self.name}/queries", self.lists.append, LATCHED)
+        self.node.create_subscription(PoseStamped, f"{self.name}/pose", self.pose.append, 100)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self.reports.append, 10)
+
+    def connected(self):
+        return super().connected() and self.until(
+            lambda: self.commands.get_subscription_count() >= 1 and self.lists)
+
+    def request(self, **fields):
+        return self.service(SetQuery, "set_query", SetQuery.Request(query=Query(**fields)))
+
+    def set_parameter(self, name, value):
+        return self.service(
+            SetParametersAtomically, "set_parameters_atomically",
+            SetParametersAtomically.Request(parameters=[
+                rclpy.Parameter(name, value=value).to_parameter_msg()])).result
+
+    def listed(self):
+        """The newest list of queries, as {id: words}."""
+        return {q.id: q.text for q in self.lists[-1].queries} if self.lists else None
+
+    def status(self, part, good=lambda status: True, timeout=20):
+        """The first status of a part from now on that is as wanted; None: there was none."""
+        self.reports.clear()
+        found = []
+
+        def look():
+            found[:] = [s for r in self.reports for s in r.status
+                        if s.name == f"{self.name.lstrip('/')}: {part}" and good(s)]
+            return bool(found)
+
+        self.until(look, timeout)
+        return found[0] if found else None
+
+    def ids(self):
+        """Query ids of the newest events."""
+        return [e.query_id for e in self.events[-1].events] if self.events else []
 
 
 def stamp_ns(stamp: Time) -> int:

@@ -47,7 +47,7 @@ def test_event_fields():
 
 def test_a_model_without_localization():
     message = conversions.sound_event("q", "x", math.nan, np.zeros(360), 0.7, 0.5, 0.1)
-    assert math.isnan(message.azimuth) and message.active
+    assert math.isnan(message.azimuth) and math.isnan(message.azimuth_stddev) and message.active
     assert (message.direction.x, message.direction.y) == (0, 0)
     (text,) = conversions.event_markers(message, Header())
     assert text.text == "x\n70%"

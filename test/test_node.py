@@ -40,7 +40,7 @@ def heard(peer, count=1):
 
 def asked(node):
     """The node's queries as (id, words)."""
-    return [(query.id, query.text) for query in node.queries.all().values()]
+    return [(query.id, query.words) for query in node.queries.all().values()]
 
 
 def listen(peer, query="dog barking"):

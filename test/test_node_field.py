@@ -21,70 +21,19 @@ pytest.importorskip("rclpy")
 import rclpy  # noqa: E402
 import ros_helpers  # noqa: E402
 from builtin_interfaces.msg import Duration, Time  # noqa: E402
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from ear_model import RATE, EarModel  # noqa: E402
 from geometry_msgs.msg import PoseStamped  # noqa: E402
 from luseel.msg import AudioChunk, Query, QueryArray, SoundEventArray  # noqa: E402
-from luseel.srv import SetQuery  # noqa: E402
-from rcl_interfaces.srv import DescribeParameters, SetParametersAtomically  # noqa: E402
+from rcl_interfaces.srv import DescribeParameters  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
-from ros_helpers import T0, Peer, ros_context, spinning, stamp_ns  # noqa: E402
+from ros_helpers import LATCHED, T0, FieldPeer, ros_context, spinning, stamp_ns  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 from visualization_msgs.msg import Marker  # noqa: E402
 
 from luseel_ros import conversions, outputs, parameters  # noqa: E402
 from luseel_ros.diagnostics import resident_bytes  # noqa: E402
 from luseel_ros.node import LuseelNode  # noqa: E402
-
-LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-
-class FieldPeer(Peer):
-    """A peer that also listens to queries, poses and diagnostics."""
-
-    def __init__(self, context, **kwargs):
-        super().__init__(context, **kwargs)
-        self.lists, self.pose, self.poses, self.reports = [], [], {}, []
-        self.commands = self.node.create_publisher(Query, f"{self.name}/set_query", 10)
-        self.node.create_subscription(
-            QueryArray, f"{self.name}/queries", self.lists.append, LATCHED)
-        self.node.create_subscription(PoseStamped, f"{self.name}/pose", self.pose.append, 100)
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", self.reports.append, 10)
-
-    def connected(self):
-        return super().connected() and self.until(
-            lambda: self.commands.get_subscription_count() >= 1 and self.lists)
-
-    def request(self, **fields):
-        return self.service(SetQuery, "set_query", SetQuery.Request(query=Query(**fields)))
-
-    def set_parameter(self, name, value):
-        return self.service(
-            SetParametersAtomically, "set_parameters_atomically",
-            SetParametersAtomically.Request(parameters=[
-                rclpy.Parameter(name, value=value).to_parameter_msg()])).result
-
-    def listed(self):
-        """The newest list of queries, as {id: words}."""
-        return {q.id: q.text for q in self.lists[-1].queries} if self.lists else None
-
-    def status(self, part, good=lambda status: True, timeout=20):
-        """The first status of a part from now on that is as wanted; None: there was none."""
-        self.reports.clear()
-        found = []
-
-        def look():
-            found[:] = [s for r in self.reports for s in r.status
-                        if s.name == f"{self.name.lstrip('/')}: {part}" and good(s)]
-            return bool(found)
-
-        self.until(look, timeout)
-        return found[0] if found else None
-
-    def ids(self):
-        """Query ids of the newest events."""
-        return [e.query_id for e in self.events[-1].events] if self.events else []
-
 
 running = functools.partial(ros_helpers.running, peer_kind=FieldPeer, warm_up=False)
 

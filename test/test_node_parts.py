@@ -12,6 +12,7 @@ pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 
 from luseel_model.errors import QueryError  # noqa: E402
+from luseel_model.query import Capabilities, Query, as_query  # noqa: E402
 from luseel_ros import conversions, diagnostics, steady_model  # noqa: E402
 from luseel_ros.queries import QueryList, validate_id  # noqa: E402
 from luseel_ros.steady_model import SteadyModel  # noqa: E402
@@ -45,22 +46,22 @@ def test_adding_keeps_ids_and_limits():
     with pytest.raises(QueryError, match="max_queries is 2"):
         queries.add("owl")
     assert queries.add("hen", "q2") == "q2"  # a change needs no room
-    assert [q.text for q in queries.all().values()] == ["dog", "hen"]
+    assert [q.words for q in queries.all().values()] == ["dog", "hen"]
     queries.remove("q1")
     assert queries.add("owl") == "q3"  # ids and colours don't come again
     assert len({q.index for q in queries.all().values()}) == 2
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (dict(text=""), "empty"), (dict(text="x" * 5000), "characters"),
-    (dict(text="dog", query_id="7up"), "can't be used"),
-    (dict(text="dog", query_id="a/b"), "can't be used"),
-    (dict(text="dog", query_id="a__b"), "can't be used"),
-    (dict(text="dog", query_id="a_"), "can't be used"),
-    (dict(text="dog", query_id="x" * 65), "can't be used"),
-    (dict(text="dog", threshold=1.1), "threshold"), (dict(text="dog", threshold=-0.1), "threshold"),
-    (dict(text="dog", threshold=math.nan), "threshold"),
-    (dict(text="dog", lifetime_ns=-1), "lifetime")])
+    (dict(query=""), "empty"), (dict(query="x" * 5000), "characters"),
+    (dict(query="dog", query_id="7up"), "can't be used"),
+    (dict(query="dog", query_id="a/b"), "can't be used"),
+    (dict(query="dog", query_id="a__b"), "can't be used"),
+    (dict(query="dog", query_id="a_"), "can't be used"),
+    (dict(query="dog", query_id="x" * 65), "can't be used"),
+    (dict(query="dog", threshold=1.1), "threshold"), (dict(query="dog", threshold=-0.1), "threshold"),
+    (dict(query="dog", threshold=math.nan), "threshold"),
+    (dict(query="dog", lifetime_ns=-1), "lifetime")])
 def test_what_cannot_be_added_changes_nothing(arguments, words):
     queries = QueryList()
     queries.add("cat")
@@ -68,6 +69,57 @@ def test_what_cannot_be_added_changes_nothing(arguments, words):
     with pytest.raises(QueryError, match=words):
         queries.add(**arguments)
     assert queries.all() == before
+
+
+def test_a_query_stays_the_same_object_until_its_content_changes():
+    queries, picture = QueryList(), np.uint8(np.arange(300) % 256).reshape(10, 10, 3)
+    queries.add(Query(text="dog", image=picture), "a")
+    first = queries.all()["a"].query
+    queries.add(Query(text=" dog", image=picture.copy()), "a", threshold=0.3)
+    assert queries.all()["a"].query is first and queries.all()["a"].threshold == 0.3
+    queries.change("a", {"image": picture.copy()})
+    assert queries.all()["a"].query is first and queries.all()["a"].threshold == 0.3
+    queries.change("a", {"image": picture + 1})
+    second = queries.all()["a"].query
+    assert second is not first and second.text == "dog"
+    queries.change("a", {"text": "wolf"}, threshold=0.6)
+    assert queries.all()["a"].query.image is second.image
+    assert (queries.all()["a"].words, queries.all()["a"].threshold) == ("wolf", 0.6)
+    # a change needs an id, and what it asks for must be possible as a whole
+    before = queries.all()
+    for arguments in (("", {"text": "owl"}), ("a", {"text": ""}, 2.0), ("a/b", {"text": "owl"}),
+                      ("a", {"image": picture[:2]}), ("b", {}), ("a", {"tag": "x" * 300})):
+        with pytest.raises(QueryError):
+            queries.change(*arguments)
+    assert queries.all() == before
+
+
+def test_a_change_keeps_the_end_that_it_says_nothing_of():
+    queries = QueryList()
+    queries.add("dog", "a", lifetime_ns=10 * SECOND, now=T0)
+    queries.change("a", {"tag": "bark"}, now=T0 + SECOND)
+    assert not queries.expire(T0 + 10 * SECOND - 1)
+    queries.change("a", {}, lifetime_ns=SECOND, now=T0 + 9 * SECOND + 1)
+    assert not queries.expire(T0 + 10 * SECOND)
+    assert queries.expire(T0 + 10 * SECOND + 1)
+
+
+def test_what_the_model_refuses_is_not_added():
+    able = Capabilities(frozenset({"tag"}))
+
+    def check(query):
+        query = as_query(query)
+        able.check(query, "tagger")
+        return query
+
+    queries = QueryList(check=check)
+    assert queries.add(Query(tag="dog")) == "q1"
+    for refused in (lambda: queries.add("dog"), lambda: queries.replace_all("dog"),
+                    lambda: queries.change("q1", {"text": "dog"})):
+        with pytest.raises(QueryError, match="tagger can't use words as a query: give it a tag"):
+            refused()
+    assert [str(q) for q in queries.all().values()] == ["tag 'dog'"]
+    assert queries.replace_all(" ") == "" and not len(queries)
 
 
 def test_ids_make_valid_topic_names():
@@ -83,8 +135,8 @@ def test_lifetimes_end_and_survive_a_jump_of_the_clock():
     assert not queries.expire(T0 + 10 * SECOND - 1)
     queries.shift(-T0)  # simulated time starts
     assert not queries.expire(10 * SECOND - 1)
-    assert [q.text for q in queries.expire(10 * SECOND)] == ["dog"]
-    assert [q.text for q in queries.all().values()] == ["cat"]
+    assert [q.words for q in queries.expire(10 * SECOND)] == ["dog"]
+    assert [q.words for q in queries.all().values()] == ["cat"]
 
 
 def test_removing_by_id_or_words():
@@ -365,6 +417,21 @@ def test_on_the_cpu_there_is_nothing_left_to_do():
     with pytest.raises(MemoryError):
         model.infer_window(None, ["dog"])
     assert model.infer_window(None, ["dog"])
+
+
+def test_a_query_that_the_model_cannot_use_is_no_reason_to_load_it_anew():
+    loads = []
+
+    def load(device):
+        loads.append(device)
+        return Fake("cpu", [QueryError("no such tag")] * 20)
+
+    model = SteadyModel(load, "", lambda text: None)
+    for _ in range(20):
+        with pytest.raises(QueryError, match="no such tag"):
+            model.infer_window(None, ["dog"])
+    assert len(loads) == 1 and model.infer_window(None, ["dog"])
+    assert model.capabilities.clues == {"text"} and model.microphones == 2
 
 
 def test_a_model_that_fails_again_and_again_is_loaded_anew(monkeypatch):

@@ -201,8 +201,14 @@ def test_a_position_in_the_frame_of_the_odometry(mount):
         assert covariance[0, 1] == covariance[1, 0] and np.linalg.det(covariance[:2, :2]) > 0
         assert max(np.linalg.eigvalsh(covariance[:2, :2])) <= 1.0
         assert (np.diag(covariance)[2:] == -1).all() and message.pose.pose.orientation.w == 1
-        ellipses = [m for array in peer.markers for m in array.markers if m.ns == "q1/position"]
-        assert ellipses and ellipses[-1].header.frame_id == "odom"
+        ellipses = []  # those of the same hop, which may come later
+
+        def found():
+            ellipses[:] = [m for array in peer.markers for m in array.markers
+                           if m.ns == "q1/position" and m.header.stamp == message.header.stamp]
+            return bool(ellipses)
+
+        assert peer.until(found, 60) and ellipses[-1].header.frame_id == "odom"
         assert ellipses[-1].type == Marker.CYLINDER and ellipses[-1].scale.x >= (
             ellipses[-1].scale.y) > 0.1
         assert math.dist((ellipses[-1].pose.position.x, ellipses[-1].pose.position.y),

@@ -57,7 +57,7 @@ def test_package_xml_names_what_the_messages_and_the_node_use():
     declared = {entry.text for entry in PACKAGE if entry.tag.endswith("depend")}
     used = set(re.findall(r"^(\w+)/\w+", "\n".join([*MESSAGES.values(), *SERVICES.values()]), re.M))
     ros = {"rclpy", "lifecycle_msgs", "visualization_msgs", "rcl_interfaces", "std_msgs",
-           "diagnostic_msgs", "tf2_msgs", "rosgraph_msgs", "geometry_msgs", "builtin_interfaces", "launch",
+           "diagnostic_msgs", "sensor_msgs", "tf2_msgs", "rosgraph_msgs", "geometry_msgs", "builtin_interfaces", "launch",
            "launch_ros", "ament_index_python"}
     used |= ros & imported(ROOT / "luseel_ros") | ros & imported(ROOT / "launch")
     assert used <= declared
@@ -112,7 +112,9 @@ def test_fields_of_the_built_messages():
     assert fields["SoundEventArray"] == {
         "header": "std_msgs/Header", "events": "sequence<luseel/SoundEvent>"}
     assert fields["Query"] == {
-        "action": "uint8", "id": "string", "text": "string", "threshold": "float",
+        "action": "uint8", "id": "string", "text": "string", "tag": "string",
+        "image": "sensor_msgs/CompressedImage", "region": "sensor_msgs/RegionOfInterest",
+        "threshold": "float",
         "lifetime": "builtin_interfaces/Duration"}
     assert fields["QueryArray"] == {
         "header": "std_msgs/Header", "queries": "sequence<luseel/Query>"}
@@ -298,7 +300,8 @@ def test_ros_reads_the_parameter_file_and_the_launch_file_overrules_it(tmp_path)
         for name, default in node_parameters().items():
             node.declare_parameter(name, default)
             expected = False if name == "autostart" else default
-            assert node.get_parameter(name).value == expected, name
+            value = node.get_parameter(name).value
+            assert (list(value) if isinstance(expected, list) else value) == expected, name
         node.destroy_node()
     finally:
         context.destroy()
@@ -352,8 +355,8 @@ def test_launch_file(monkeypatch):
 
     declared = {record.args[0]: record.kwargs for record in kind("DeclareLaunchArgument")}
     assert set(declared) == {
-        "namespace", "node_name", "params_file", "audio_topic", "query_topic", "use_sim_time",
-        "log_level"}
+        "namespace", "node_name", "params_file", "audio_topic", "query_topic", "image_topic",
+        "compressed_image_topic", "use_sim_time", "log_level"}
     assert {record.args[0] for record in kind("LaunchConfiguration")} == set(declared)
     assert all(options["description"] for options in declared.values())
     assert Path(declared["params_file"]["default_value"]).is_file()
@@ -366,7 +369,7 @@ def test_launch_file(monkeypatch):
     assert node.kwargs["parameters"][-1]["autostart"] is False
     assert "autostart" in node_parameters()
     source = "".join((ROOT / "luseel_ros" / f"{name}.py").read_text() for name in (
-        "node", "queries"))
+        "node", "queries", "camera"))
     for topic, _ in node.kwargs["remappings"]:
         assert re.search(rf'(create_subscription|AudioReader)\([^)]*"{topic}"', source), topic
 
@@ -391,7 +394,7 @@ def test_launch_file_with_the_real_launch():
     from launch import LaunchContext
     source = PythonLaunchDescriptionSource(str(ROOT / "launch" / "luseel.launch.py"))
     description = source.get_launch_description(LaunchContext())
-    assert len(description.get_launch_arguments()) == 7
+    assert len(description.get_launch_arguments()) == 9
 
 
 def test_rviz_shows_the_markers_of_the_node():

@@ -109,6 +109,12 @@ class LASSExtractor(Extractor):
         clue = "tag" if config.query.encoder == "tags" else "text"
         return Capabilities(frozenset({clue}), direction=False)
 
+    def check_query(self, query: str | Query) -> Query:
+        query = super().check_query(query)
+        if query.tag:
+            self._read([query])  # one of the model's tags?
+        return query
+
     def _any_query(self) -> Query:
         tags = self.config.query.tags
         return Query(tag=tags[0]) if tags else Query(text="sound")

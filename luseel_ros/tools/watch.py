@@ -68,8 +68,13 @@ def describe_events(message) -> dict:
 
 def describe_queries(message) -> dict:
     """A QueryArray for the page."""
+    def called(query) -> str:
+        shown = query.image.format  # the size of a picture
+        return query.text or query.tag or (
+            "pictures" if shown.endswith("moving") else "picture" if shown else "")
+
     return {"type": "queries", "queries": [
-        {"id": query.id, "text": query.text, "threshold": _finite(query.threshold)}
+        {"id": query.id, "text": called(query), "threshold": _finite(query.threshold)}
         for query in message.queries]}
 
 
