@@ -169,6 +169,29 @@ class PhraseMatcher(nn.Module):
         return audio.float() @ text.transpose(-1, -2) / self.width ** 0.5
 
 
+class Tagger(PhraseMatcher):
+    """Matches spectral tokens with phrases in a joint space (not in the papers).
+
+    The audio side projects encoder tokens, the text side the frozen sentence embedding (masked
+    mean of the token embeddings, unit length). Trained with dense and clip labels.
+    """
+
+    def __init__(self, channels: int, embedding: int, width: int):
+        super().__init__(embedding, width)
+        self.audio = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.bias = nn.Parameter(torch.tensor(-6.0))
+
+    @staticmethod
+    def pool(similarity: Tensor) -> Tensor:
+        """(B, L, K) → (B, K): how well the clip as a whole matches, a soft maximum over tokens."""
+        return torch.logsumexp(similarity.float(), dim=1)
+
+    def presence(self, similarity: Tensor) -> Tensor:
+        """(B, L, K) → (B, K) logits."""
+        return self.scale * self.pool(similarity) + self.bias
+
+
 def rescale_convolutions(module: nn.Module, reference: float) -> None:
     """HTDemucs' initialisation: each convolution's weights are divided by sqrt(std/reference)."""
     for layer in module.modules():

@@ -6,8 +6,7 @@ from model_fixtures import changed, make_network, noise, queries
 
 from luseel_model.families import load_config
 from luseel_model.layers import DConv, FrequencyEmbedding
-from luseel_model.layers import FiLM
-from luseel_model.luseel.network import Tagger
+from luseel_model.layers import FiLM, Tagger
 from luseel_model.luseel.transformer import TextAdapter
 from luseel_model.text import sentence_embedding
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luseel_model.features import stft
-from luseel_model.luseel.network import LuSeeL, LuSeeLOutput, Tagger
+from luseel_model.layers import Tagger
+from luseel_model.luseel.network import LuSeeL, LuSeeLOutput
 from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, absent_energy,
                              clip_tag_loss, dense_tag_loss, doa_cross_entropy, doa_squared_error,
                              inversion, negative_si_snr, presence_bce, token_energy_shares)

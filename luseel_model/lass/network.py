@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ..config import StftConfig
 from ..errors import ConfigError, LuseelError
-from ..layers import FiLM
-from ..luseel.network import Tagger
+from ..layers import FiLM, Tagger
 from .config import LASSConfig, QueryConfig, ResUNetConfig
 
 _SLOPE = 0.01    # of the leaky ReLU, PyTorch's default

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..config import AZIMUTH_BINS
 from ..features import gcc_phat, interaural_inputs, istft, stft
 from ..layers import (DConv, DecoderLayer, EncoderLayer, FiLM, FrequencyEmbedding, LayerScale,
-                      PhraseMatcher, rescale_convolutions)
+                      Tagger, rescale_convolutions)
 from ..text import sentence_embedding
 from .config import LuSeeLConfig
 from .head_search import (STATISTICS, Candidates, CandidateTagger, HeadSearch, MatchedLocalizer,
@@ -94,29 +94,6 @@ def spectrum_level(spectrum: Tensor) -> tuple[Tensor, Tensor]:
 
 def _repeat(x: Tensor, queries: int) -> Tensor:
     return x if queries == 1 else x.repeat_interleave(queries, dim=0)
-
-
-class Tagger(PhraseMatcher):
-    """Matches spectral tokens with phrases in a joint space (not in the paper).
-
-    The audio side projects encoder tokens, the text side the frozen sentence embedding (masked
-    mean of the token embeddings, unit length). Trained with dense and clip labels.
-    """
-
-    def __init__(self, channels: int, embedding: int, width: int):
-        super().__init__(embedding, width)
-        self.audio = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, width))
-        self.scale = nn.Parameter(torch.tensor(1.0))
-        self.bias = nn.Parameter(torch.tensor(-6.0))
-
-    @staticmethod
-    def pool(similarity: Tensor) -> Tensor:
-        """(B, L, K) → (B, K): how well the clip as a whole matches, a soft maximum over tokens."""
-        return torch.logsumexp(similarity.float(), dim=1)
-
-    def presence(self, similarity: Tensor) -> Tensor:
-        """(B, L, K) → (B, K) logits."""
-        return self.scale * self.pool(similarity) + self.bias
 
 
 class LuSeeL(nn.Module):
@@ -505,6 +482,3 @@ class LuSeeL(nn.Module):
     def parameter_count(self) -> int:
         """Trainable parameters (the frozen text encoder isn't part of this module)."""
         return sum(p.numel() for p in self.parameters())
-
-
-__all__ = ["AZIMUTH_BINS", "Encoded", "LuSeeL", "LuSeeLOutput", "Tagger"]

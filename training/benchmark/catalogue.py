@@ -368,7 +368,7 @@ def quotas(counts: Mapping[str, int], slots: int) -> dict[str, int]:
     return uses
 
 
-def _spread(kinds: Sequence[str], slots: int, generator: np.random.Generator) -> np.ndarray:
+def spread_kinds(kinds: Sequence[str], slots: int, generator: np.random.Generator) -> np.ndarray:
     """Recordings (slots,) in random order, kinds after `quotas`, recordings of a kind in turn."""
     members = defaultdict(list)
     for index, kind in enumerate(kinds):
@@ -396,7 +396,8 @@ def _pairs_of_one_kind(kinds: Sequence[str], mixtures: int,
     return np.array([generator.choice(members[kind], 2, replace=False) for kind in order])
 
 
-def _start(samples: np.ndarray, window: int, generator: np.random.Generator) -> tuple[int, int]:
+def start_in_window(samples: np.ndarray, window: int, generator: np.random.Generator
+                    ) -> tuple[int, int]:
     """Where a recording starts and how long it pauses before it repeats, in samples.
 
     A recording longer than the window is cut where its energy is at most 6 dB below its mean.
@@ -453,7 +454,7 @@ def make_catalogue(folder: str | Path, pool: ClipPool, captions: Captions,
             slots = _pairs_of_one_kind(kinds, mixtures, generator)
         else:
             slots = without_clashes(
-                _spread(kinds, mixtures * count, generator).reshape(mixtures, count), kinds, near,
+                spread_kinds(kinds, mixtures * count, generator).reshape(mixtures, count), kinds, near,
                 generator)
         for mixture, row in enumerate(slots.tolist()):
             present = {kinds[i] for i in row}
@@ -473,7 +474,7 @@ def make_catalogue(folder: str | Path, pool: ClipPool, captions: Captions,
                 round(float(generator.uniform(5.0, 20.0)), 2),
                 round(float(generator.uniform(-6.0, 0.0)), 2), int(generator.integers(2 ** 31))))
             for source, i in enumerate(row):
-                offset, gap = _start(clips[i], window, generator)
+                offset, gap = start_in_window(clips[i], window, generator)
                 snr = 0.0 if source == 0 else round(float(generator.uniform(-5.0, 5.0)), 2)
                 sounds.append(Sound(
                     name, mixture, source, i, round(float(generator.uniform(0.0, 359.95)), 1),

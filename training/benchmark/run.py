@@ -88,6 +88,8 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
     for start, output in zip(starts, outputs):
         joiner.add(start, output)
     joined = joiner.finish()
+    if joined.audio is None:
+        raise ConfigError(f"the model {model.name} extracts nothing: the benchmark asks for sounds")
     azimuth = np.stack([output.azimuth for output in outputs])
     direction = joined.azimuth
     if np.isnan(azimuth).all():  # a model without localization

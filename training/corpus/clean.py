@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from luseel_model.checkpoint import load_network
 from luseel_model.errors import ConfigError, LuseelError
-from luseel_model.luseel.network import LuSeeL, Tagger
+from luseel_model.layers import Tagger
+from luseel_model.luseel import LuSeeL
 from luseel_model.text import TextEncoder
 from training import SAMPLE_RATE
 from training.captions import Captions

@@ -18,6 +18,7 @@ from training.losses.hybrid_continuity import HybridContinuityLoss
 from training.losses.magnitude import CompressedMagnitudeLoss
 from training.losses.presence import presence_bce
 from training.losses.si_snr import inversion, negative_si_snr, si_snr
+from training.losses.spectral_mae import spectral_mae
 from training.losses.tags import clip_tag_loss, dense_tag_loss, token_energy_shares
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "negative_si_snr",
     "presence_bce",
     "si_snr",
+    "spectral_mae",
     "token_energy_shares",
 ]

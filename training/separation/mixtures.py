@@ -23,8 +23,8 @@ from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import (BenchmarkRecording, BenchmarkScene, Catalogue, Sound,
-                                          _spread, _start, load_catalogue, sample_hash,
-                                          write_catalogue)
+                                          load_catalogue, sample_hash, spread_kinds,
+                                          start_in_window, write_catalogue)
 from training.captions import Captions
 from training.evaluation import without_clashes
 from training.heads import load_head
@@ -92,13 +92,13 @@ def make_mixtures(folder: str | Path, pool: ClipPool, captions: Captions, versio
     recordings = [BenchmarkRecording(pool.names[i], pool.labels[i], pool.groups[i], length[i],
                                      sample_hash(clip)) for i, clip in zip(usable, clips)]
     near = {kind: captions.confusable(kind) for kind in pool.kinds}
-    slots = without_clashes(_spread(kinds, 2 * mixtures, generator).reshape(mixtures, 2), kinds,
+    slots = without_clashes(spread_kinds(kinds, 2 * mixtures, generator).reshape(mixtures, 2), kinds,
                             near, generator)
     scenes, sounds, queries = [], [], []
     for mixture, row in enumerate(slots.tolist()):
         scenes.append(BenchmarkScene("two", mixture, "", -25.0, 0, 0.0, 0.0, 0.0, 0))
         for source, i in enumerate(row):
-            offset, gap = _start(clips[i], window, generator)
+            offset, gap = start_in_window(clips[i], window, generator)
             azimuth = round(float(generator.uniform(0.0, 359.95)), 1)
             sounds.append(Sound("two", mixture, source, i, azimuth, 0, 0.0, 0.0, offset, gap,
                                 captions.held_out(kinds[i])))
