@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if args.array:
         if not hasattr(model, "set_array"):
             raise LuseelError(f"the model {model.name} hears two ears: leave --array out")
-        model.set_array(args.array)
+        from ..arrays import load_array
+        model.set_array(load_array(args.array))
     progress = False if args.quiet else None
     results = model.extract(audio.T, rate, [query for _, query in named], progress=progress)
     for result, (name, _) in zip(results, named):

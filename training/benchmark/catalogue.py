@@ -453,9 +453,8 @@ def make_catalogue(folder: str | Path, pool: ClipPool, captions: Captions,
         if name == "same":
             slots = _pairs_of_one_kind(kinds, mixtures, generator)
         else:
-            slots = without_clashes(
-                spread_kinds(kinds, mixtures * count, generator).reshape(mixtures, count), kinds, near,
-                generator)
+            spread = spread_kinds(kinds, mixtures * count, generator)
+            slots = without_clashes(spread.reshape(mixtures, count), kinds, near, generator)
         for mixture, row in enumerate(slots.tolist()):
             present = {kinds[i] for i in row}
             far = [kind for kind in pool.kinds
