@@ -55,6 +55,7 @@ class Family:
 
 FAMILIES = {family.name: family for family in (
     Family("luseel", "LuSeeL", "000", "luseel", "LuSeeLConfig", "LuSeeL", "LuSeeLExtractor"),
+    Family("tsel", "TSEL", "001", "tsel", "TselConfig", "Tsel", "TselExtractor"),
     Family("lass", "LASS-Net", "004", "lass", "LASSConfig", "LASSNet", "LASSExtractor"),
 )}
 DEFAULT = "luseel"

@@ -14,6 +14,7 @@ from training.losses.doa import (
     doa_squared_error,
     gaussian_label,
 )
+from training.losses.emd import circular_emd, printed_emd
 from training.losses.hybrid_continuity import HybridContinuityLoss
 from training.losses.magnitude import CompressedMagnitudeLoss
 from training.losses.presence import presence_bce
@@ -27,6 +28,7 @@ __all__ = [
     "DeltaSpectrumLoss",
     "HybridContinuityLoss",
     "absent_energy",
+    "circular_emd",
     "clip_tag_loss",
     "dense_tag_loss",
     "doa_cross_entropy",
@@ -35,6 +37,7 @@ __all__ = [
     "inversion",
     "negative_si_snr",
     "presence_bce",
+    "printed_emd",
     "si_snr",
     "spectral_mae",
     "token_energy_shares",

@@ -1,0 +1,1 @@
+"""Scenes for microphone arrays: room responses, still and moving sounds, recorded data sets."""

@@ -1,0 +1,1 @@
+"""Tables I and II of paper 001 on the open corpus, docs/tsel.md."""

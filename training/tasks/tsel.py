@@ -1,0 +1,428 @@
+"""Training of TSEL (paper 001): scenes of a microphone array, one of whose sounds is asked for.
+
+The paper trains with the direction alone. The steered network is told more: the described sound's
+share in the energy over time and frequency, what is heard where (tags), and sounds that aren't
+there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from luseel_model.angles import angular_error
+from luseel_model.errors import ConfigError
+from luseel_model.tsel.config import TselConfig
+from luseel_model.tsel.features import mel_bands, spectra
+from luseel_model.tsel.network import TselOutput
+from luseel_model.tsel.text import text_encoder
+from training.arrays.simulation import ArraySceneConfig, ArraySimulator
+from training.captions import Captions
+from training.losses import clip_tag_loss, dense_tag_loss, doa_cross_entropy, presence_bce
+from training.losses.emd import circular_emd, printed_emd
+from training.pool import ClipPool
+from training.queries import QueryBank
+from training.simulation import SimulationConfig
+from training.tasks.base import Task, TrainConfig
+
+_VALIDATION_SEED = 1234
+#: Frames of a moving sound this far below its loudest one (dB) have no direction to be found.
+_QUIET_DB = -30.0
+
+
+@dataclass(frozen=True)
+class TselDataConfig:
+    """``packed``: folder of training.corpus.pack. ``queries`` of a scene's sounds are asked for in
+    a step; in ``absent_share`` of the scenes the last of them asks for a sound that isn't there.
+    ``moving_share`` of the batches of a network for moving sounds are of sounds that move, in rooms
+    of ``path_bank``. ``turn``: scenes are turned and mirrored in all ways that only reorder the
+    array's microphones. ``tag_batch_size``, ``tag_sources``: scenes of the first ``tag_steps``."""
+
+    packed: str = "data/packed"
+    captions: bool = True
+    label_share: float = 0.3
+    queries: int = 1
+    absent_share: float = 0.0
+    moving_share: float = 0.0
+    path_bank: str = "square-path"
+    turn: bool = False
+    tag_batch_size: int = 24
+    tag_sources: tuple[int, ...] = (1, 2)
+    scenes: ArraySceneConfig = ArraySceneConfig()
+    simulation: SimulationConfig = SimulationConfig(
+        seconds=10.0, snr_db=(0.0, 0.0), rate=None, equaliser_db=0.0, level_db=None,
+        swap_ears=0.0, head_size=None)
+
+    def __post_init__(self) -> None:
+        for name in ("absent_share", "moving_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
+        if self.queries < 1:
+            raise ConfigError(f"queries must be at least 1, got {self.queries}")
+
+
+@dataclass(frozen=True)
+class TselLossConfig:
+    """Weights of the terms; 0 leaves a term out.
+
+    ``kind`` of the ``direction`` loss: 'printed' is equation (8) as the paper prints it (0 to 2),
+    'circular' the earth mover's distance on the circle that its text speaks of (in units of 90°, so
+    0 to 2 as well), 'cross_entropy' that of :mod:`training.losses.doa`. The others are ours: the
+    ``share`` of the sound in the energy, ``dense_tags``, ``clip_tags`` and ``presence``.
+    """
+
+    kind: Literal["printed", "circular", "cross_entropy"] = "circular"
+    direction: float = 1.0
+    variance: float = 5.0
+    share: float = 0.0
+    dense_tags: float = 0.0
+    clip_tags: float = 0.0
+    presence: float = 0.0
+
+    @property
+    def heard(self) -> bool:
+        """Whether a term needs the sounds by themselves."""
+        return bool(self.share or self.dense_tags or self.clip_tags or self.presence)
+
+
+@dataclass(frozen=True)
+class TselTrainConfig(TrainConfig):
+    """``tag_steps``: first steps that train the encoder of the steered network and its tags alone.
+    """
+
+    tag_steps: int = 0
+    data: TselDataConfig = TselDataConfig()
+    loss: TselLossConfig = TselLossConfig()
+
+    @property
+    def first_steps(self) -> int:
+        return self.tag_steps
+
+    def check(self, model: TselConfig) -> None:
+        super().check(model)
+        if model.clap_audio:
+            raise ConfigError("clap_audio can't be trained here: its encoder takes seconds a clip; "
+                              "switch it off in overrides")
+        if model.features != "steered" and (self.tag_steps or self.loss.heard):
+            raise ConfigError("tag_steps and loss.share, dense_tags, clip_tags and presence need a "
+                              "model with steered features")
+        if self.tag_steps and not (self.loss.dense_tags or self.loss.clip_tags):
+            raise ConfigError("tag_steps need a weight in loss.dense_tags or clip_tags")
+        if self.data.moving_share and model.output != "frames":
+            raise ConfigError("data.moving_share needs a model whose output is 'frames'")
+        if self.data.simulation.seconds != model.window:
+            raise ConfigError(f"data.simulation.seconds is {self.data.simulation.seconds}, but the "
+                              f"model's window is {model.window}: make them equal")
+        if not self.loss.direction:
+            raise ConfigError("loss.direction must be above 0: there is nothing else to give")
+
+
+@dataclass
+class Batch:
+    """B scenes of S sounds with Q queries.
+
+    Attributes:
+        audio: (B, M, N).
+        azimuth: (B, Q) degrees, or (B, Q, T) of a network for moving sounds; NaN for a sound that
+            has no direction or isn't there.
+        other: (B, Q), or (B, Q, T): direction of the nearest other sound, NaN for none.
+        weight: like ``azimuth``: how much a direction counts.
+        kind: (B, S) of the sounds.
+        sources: (B, S, N) as the first microphone hears them.
+        asked: (B, Q) which sound each query asks for, -1 for one that isn't there.
+        wording: (B, Q) index into the wordings of the queries.
+        sentences: (K,) index of a wording of each kind.
+    """
+
+    audio: Tensor
+    azimuth: Tensor
+    other: Tensor
+    weight: Tensor
+    kind: Tensor
+    sources: Tensor
+    asked: Tensor
+    wording: Tensor
+    sentences: Tensor
+
+
+class TselTask(Task):
+    """See :class:`training.tasks.base.Task`."""
+
+    config_class = TselTrainConfig
+
+    def __init__(self, config: TselTrainConfig, device: torch.device, seed: int):
+        super().__init__(config, device, seed)
+        data, self.model = config.data, self.network.config
+        self.train_pool = ClipPool.load(data.packed, "train", device)
+        captions = Captions.load() if data.captions else None
+        encoder = text_encoder(self.model.text, device)
+        self.bank = QueryBank(self.train_pool.kinds, encoder, captions, data.label_share, device)
+        del encoder
+
+        def simulator(pool: ClipPool, split: str, seed: int, moving: bool,
+                      **changes: Any) -> ArraySimulator:
+            sounds = data.simulation if split == "train" else data.simulation.plain()
+            scenes = dataclasses.replace(data.scenes, **changes)
+            if moving:
+                scenes = dataclasses.replace(scenes, bank=data.path_bank, additive_share=0.0)
+            made = ArraySimulator(pool, sounds, scenes, device, seed, self.bank.confusable, split)
+            if made.microphones != self.model.array.microphones:
+                raise ConfigError(
+                    f"the rooms {scenes.bank} have {made.microphones} microphones, the model's "
+                    f"array {self.model.array.name} {self.model.array.microphones}")
+            return made
+
+        frames, moving = self.model.output == "frames", data.moving_share
+        self.still = simulator(self.train_pool, "train", seed, False) if moving < 1 else None
+        self.moving = simulator(self.train_pool, "train", seed + 7, True) if moving else None
+        valid = ClipPool.load(data.packed, "valid", device)
+        self._valid = {"moving": simulator(valid, "valid", _VALIDATION_SEED, True)} \
+            if frames and moving else {
+                "two": simulator(valid, "valid", _VALIDATION_SEED, False, additive_share=0.0),
+                "additive": simulator(valid, "valid", _VALIDATION_SEED + 1, False,
+                                      additive_share=1.0)}
+        self.generator = torch.Generator().manual_seed(seed + 1)  # wordings, choice of queries
+        self.turns = self.model.array.symmetries() if data.turn else []
+        self._fixed: dict[str, list[Batch]] = {}
+        bands = self.model.steered
+        self.mel = mel_bands(bands.mel_bands, bands.n_fft, self.model.sample_rate).to(device)
+
+    def describe(self) -> str:
+        rooms = " and ".join(s.bank.summary() for s in (self.still, self.moving) if s)
+        return f"{len(self.train_pool)} recordings; {rooms}"
+
+    # -- batches
+
+    def _scenes(self, simulator: ArraySimulator, size: int, count: int | None
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixture (B, M, N), sources (B, S, N) at the first microphone, azimuths (B, S) or
+        (B, S, T), kinds (B, S)."""
+        frames = self.model.output == "frames"
+        if frames and simulator.bank.is_path:
+            sounds = simulator.config.n_sources
+            if count is None:
+                count = sounds[int(torch.randint(len(sounds), (), generator=self.generator))]
+            scene = simulator.sample_moving(size, count, self.model.frame_hop)
+            azimuth = scene.azimuth
+        else:
+            scene = simulator.sample(size, count)
+            azimuth = scene.azimuth
+            if frames:
+                steps = len(self.model.frame_times)
+                azimuth = azimuth[..., None].expand(-1, -1, steps).clone()
+        return scene.mixture, scene.sources[:, :, 0], azimuth, scene.kind
+
+    def batch(self, step: int, size: int) -> Batch:
+        data, count = self.config.data, None
+        simulator = self.still or self.moving
+        if self.still and self.moving and \
+                torch.rand((), generator=self.generator) < data.moving_share:
+            simulator = self.moving
+        if step < self.config.tag_steps:
+            simulator, size = self.still or self.moving, data.tag_batch_size
+            pick = torch.randint(len(data.tag_sources), (), generator=self.generator)
+            count = data.tag_sources[int(pick)]
+        audio, sources, azimuth, kind = self._scenes(simulator, size, count)
+        if self.turns:
+            pick = int(torch.randint(len(self.turns), (), generator=self.generator))
+            turn, mirrored, order = self.turns[pick]
+            audio = audio[:, list(order)]
+            azimuth = torch.remainder(turn - azimuth if mirrored else turn + azimuth, 360.0)
+        size, count = kind.shape
+        # sounds without a direction are asked for last
+        rank = torch.rand(kind.shape, generator=self.generator).to(kind.device)
+        lost = azimuth.isnan() if azimuth.dim() == 2 else azimuth.isnan().any(-1)
+        asked = (rank + lost).argsort(1)[:, :min(data.queries, count)]
+        wanted = kind.gather(1, asked)
+        if data.absent_share:
+            absent = torch.rand(size, generator=self.generator) < data.absent_share
+            free = (~self.bank.confusable[kind].any(1)).float().cpu()
+            absent &= free.sum(1) > 0  # a small corpus may have nothing else
+            other = torch.multinomial(free + 1e-9, 1, generator=self.generator)[:, 0]
+            absent, other = absent.to(kind.device), other.to(kind.device)
+            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
+            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+        every = torch.arange(len(self.bank.kinds), device=kind.device)
+        return self._batch(audio, sources, azimuth, kind, asked,
+                           self.bank.draw(wanted, self.generator),
+                           self.bank.draw(every, self.generator))
+
+    def _batch(self, audio: Tensor, sources: Tensor, azimuth: Tensor, kind: Tensor, asked: Tensor,
+               wording: Tensor, sentences: Tensor) -> Batch:
+        rows = torch.arange(len(kind), device=kind.device)[:, None]
+        target = azimuth[rows, asked.clamp(min=0)]
+        gone = asked < 0
+        target[gone] = torch.nan
+        # of the other sounds, the one nearest to the one asked for
+        count = kind.shape[1]
+        others = azimuth[:, None].expand(-1, asked.shape[1], *azimuth.shape[1:]).clone()
+        others[asked[..., None] == torch.arange(count, device=kind.device)] = torch.nan
+        apart = angular_error(others, target[:, :, None]).nan_to_num(1e9)
+        other = others.gather(2, apart.argmin(2, keepdim=True))[:, :, 0]
+        weight = (~target.isnan()).float()
+        if target.dim() == 3:
+            heard = self._loudness(sources, target.shape[-1])[rows, asked.clamp(min=0)]
+            weight = weight * heard
+        return Batch(audio, target, other, weight, kind, sources, asked, wording, sentences)
+
+    def _loudness(self, sources: Tensor, frames: int) -> Tensor:
+        """(B, S, N) → (B, S, T) bool as float: is the sound there around this frame?"""
+        hop = self.model.frame_hop
+        square = F.pad(sources.square(), (hop, hop * 2))
+        energy = F.avg_pool1d(square, 2 * hop, hop)[..., :frames]
+        loud = energy.amax(-1, keepdim=True) * 10 ** (_QUIET_DB / 10)
+        return (energy > loud).float()
+
+    # -- losses
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        if step < self.config.tag_steps:
+            body = self.network.body
+            size = self.model.steered
+            with self.autocast():
+                _, tokens = body.encode(spectra(batch.audio, size.n_fft, size.hop))
+            return self.tags(tokens.float(), batch)
+        tokens, mask = self.bank.batch(batch.wording)
+        with self.autocast():
+            output = self.network(batch.audio, tokens, mask)
+        terms = {"direction": self.config.loss.direction * self.direction(output.logits, batch)}
+        if output.tokens is not None:
+            terms |= self.told(output, batch)
+        return terms
+
+    def direction(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Mean loss of the directions, weighted."""
+        config = self.config.loss
+        azimuth = batch.azimuth.nan_to_num(0.0)
+        if config.kind == "printed":
+            loss = printed_emd(logits, azimuth, config.variance)
+        elif config.kind == "circular":
+            loss = circular_emd(logits, azimuth, config.variance) / 90.0
+        else:
+            loss = doa_cross_entropy(logits, azimuth, config.variance)
+        return (loss * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
+
+    def _mel_power(self, signals: Tensor) -> Tensor:
+        """(B, S, N) → (B, S, bands, frames)."""
+        size = self.model.steered
+        power = spectra(signals, size.n_fft, size.hop).abs().square()
+        return torch.einsum("bsft,fw->bswt", power, self.mel)
+
+    def told(self, output: TselOutput, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms that say what the sound asked for is."""
+        config, terms = self.config.loss, {}
+        if config.share:
+            with torch.no_grad():
+                parts = F.avg_pool2d(self._mel_power(batch.sources), (2, 1))
+                whole = F.avg_pool2d(self._mel_power(batch.audio[:, :1]), (2, 1))
+                # noise is what the sounds leave over; the first microphone may have been reordered
+                total = torch.maximum(parts.sum(1, keepdim=True), whole)
+                rows = torch.arange(len(parts), device=parts.device)[:, None]
+                share = parts[rows, batch.asked.clamp(min=0)] / (total + 1e-12)
+                share = share * (batch.asked >= 0)[..., None, None]
+                weight = total ** 0.3
+                weight = weight / weight.mean((-2, -1), keepdim=True).clamp(min=1e-12)
+            loss = F.binary_cross_entropy_with_logits(
+                output.share.float(), share.clamp(0, 1), reduction="none")
+            terms["share"] = config.share * (loss * weight).mean()
+        if config.presence:
+            terms["presence"] = config.presence * presence_bce(
+                output.presence.flatten(), (batch.asked >= 0).flatten()).mean()
+        if config.dense_tags or config.clip_tags:
+            terms |= self.tags(output.tokens.float(), batch)
+        return terms
+
+    def tags(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms of what is heard where.
+
+        Args:
+            tokens: (B, L, V).
+        """
+        config, terms = self.config.loss, {}
+        similarity = self.network.body.tagger.similarity(
+            tokens, self.bank.sentences[batch.sentences])
+        if config.dense_tags:
+            with torch.no_grad():
+                power = self._mel_power(batch.sources)
+                # tokens are 8 bands by 4 frames
+                power = F.avg_pool2d(F.pad(power, (0, -power.shape[-1] % 4)), (8, 4))
+                power = power.permute(0, 3, 2, 1).flatten(1, 2)
+                total = power.sum(-1)
+                shares = power / total.clamp(min=1e-12)[..., None]
+                weight = total ** 0.3
+                weight = weight / weight.mean(-1, keepdim=True).clamp(min=1e-12)
+            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
+                similarity, batch.kind, shares, weight).mean()
+        if config.clip_tags:
+            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
+                torch.logsumexp(similarity.float(), 1), batch.kind).mean()
+        return terms
+
+    # -- validation
+
+    def fixed_batch(self, simulator: ArraySimulator, size: int, sources: int) -> Batch:
+        """Scenes whose sounds that have a direction are asked for by their labels."""
+        audio, heard, azimuth, kind = self._scenes(simulator, size, sources)
+        queries = 1 if bool(azimuth.isnan().any()) else sources
+        asked = torch.arange(queries, device=kind.device).expand(size, -1)
+        every = torch.arange(len(self.bank.kinds), device=kind.device)
+        return self._batch(audio, heard, azimuth, kind, asked, self.bank.first[kind[:, :queries]],
+                           self.bank.first[every])
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Of each query, (B·Q,): the mean absolute error in degrees (equation 9), and whether the
+        answer is nearer to the sound asked for than to another one."""
+        tokens, mask = self.bank.batch(batch.wording)
+        with self.autocast():
+            logits = self.network(batch.audio, tokens, mask).logits
+        answer = logits.float().argmax(-1).float()
+        error = angular_error(answer, batch.azimuth.nan_to_num(0.0))
+        missed = angular_error(answer, batch.other.nan_to_num(0.0)).masked_fill(
+            batch.other.isnan(), 1e9)
+        right = (error < missed).float()
+        if error.dim() == 3:
+            mass = batch.weight.sum(-1).clamp(min=1e-9)
+            error, right = ((v * batch.weight).sum(-1) / mass for v in (error, right))
+        return {"mae": error.flatten(), "right": right.flatten()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Over fixed scenes of the valid split, by labels; ``score`` is the mean absolute error of
+        two directional sounds (of moving ones where the network is trained on these)."""
+        config = self.config.validation
+        result: dict[str, float] = {}
+        for name, simulator in self._valid.items():
+            if name not in self._fixed:
+                count = max(1, config.mixtures // config.batch_size)
+                self._fixed[name] = [self.fixed_batch(simulator, config.batch_size, config.sources)
+                                     for _ in range(count)]
+            rows = [self.measure(batch)
+                    for batch in tqdm(self._fixed[name], desc=name, leave=False)]
+            for key in ("mae", "right"):
+                result[f"{name}_{key}"] = float(torch.cat([row[key] for row in rows]).mean())
+        return {"score": result.get("moving_mae", result.get("two_mae", 0.0)), **result}
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        simulators = {name: s.state_dict() for name, s in
+                      (("still", self.still), ("moving", self.moving)) if s}
+        return {"generator": self.generator.get_state(), **simulators}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        for name, simulator in (("still", self.still), ("moving", self.moving)):
+            if simulator:
+                simulator.load_state_dict(state[name])
+
+    def info(self) -> dict[str, Any]:
+        return {"kinds": self.train_pool.kinds, "rooms": self.config.data.scenes.bank}
+
+
+TASK = TselTask
