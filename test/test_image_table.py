@@ -1,0 +1,100 @@
+"""Tables 2 and 3 of paper 002: the paper's figures, our sizes, measuring and the report."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_id_uss_task import (CONCEPTS, IMAGE, config_of, data,  # noqa: F401 (fixtures)
+                              settings, vector)
+
+from luseel_model.checkpoint import save_checkpoint
+from luseel_model.families import load_config
+from training.image_table.__main__ import main
+from training.image_table.measure import CONDITIONS, Condition, measure
+from training.image_table.rows import ROWS
+from training.image_table.table import figure, our_parameters, report
+from training.pictures.bank import encoder_name, write_embeddings
+from training.tasks.id_uss import IDUSSTask
+from training.train_config import load_train_config
+
+
+def test_the_papers_rows():
+    assert sorted(row.sdri for row in ROWS if row.table == 2)[-1] == 10.233
+    assert [len([row for row in ROWS if row.table == n]) for n in (2, 3)] == [6, 6]
+    assert all(row.model or row.why for row in ROWS)
+    for name in {row.small for row in ROWS if row.small}:
+        config = load_train_config(name)
+        config.check(config.model_config())
+        with torch.device("meta"):
+            network = IDUSSTask.build_network(config)
+        assert 0.5e6 < network.parameter_count() < 2.6e6, name
+
+
+def test_our_sizes_beside_the_papers():
+    """The Conformer rows of table 2 differ by the image encoder alone: ours by the library's
+    encoders, the paper's by its own counts."""
+    rows = {row.visual: row for row in ROWS if row.table == 2 and row.model}
+    for name, row in rows.items():
+        load_config(row.model)
+        if name != "CLIP-ResNet-50":
+            assert our_parameters(row.model) == pytest.approx(row.parameters, rel=0.03), name
+
+
+def test_figures():
+    assert figure([4.123, 3.5, 4.71]) == "4.1 (3.5 to 4.7)"
+    assert figure([0.5, 0.25, 0.75], percent=True) == "50 (25 to 75)" and figure(None) == "–"
+
+
+@pytest.fixture
+def tested(data, settings):  # noqa: F811
+    """The training recordings and pictures as the test split."""
+    packed, pictures = data / "packed", data / "pictures"
+    for suffix in ("csv", "npy"):
+        (packed / f"test.{suffix}").write_bytes((packed / f"valid.{suffix}").read_bytes())
+    rows = [{"concept": c, "split": s, "versions": 1} for s in ("train", "valid", "test")
+            for c in CONCEPTS]
+    write_embeddings(pictures / "embeddings" / f"{encoder_name(IMAGE)}.safetensors",
+                     [np.stack([vector(row["concept"], i)]) for i, row in enumerate(rows)], rows,
+                     IMAGE)
+    torch.manual_seed(0)
+    return IDUSSTask.build_network(config_of(settings)).eval(), packed, pictures
+
+
+def test_what_is_measured(tested):
+    network, packed, pictures = tested
+    result = measure(network, str(packed), str(pictures), Condition("two"), 6)
+    assert result["queries"] == 12 and result["concepts"] == 2  # both sounds of each
+    assert result["sdr_before"][0] == pytest.approx(0, abs=2)   # -5 to 5 dB, both asked for
+    assert -30 < result["sdri"][0] < 10 and "within_10" not in result
+    again = measure(network, str(packed), str(pictures), Condition("two"), 6)
+    assert again == result
+    heard = measure(network, str(packed), str(pictures), Condition("ears", head="mit_kemar"), 4)
+    for of in ("", " of the true sound"):
+        assert 180 >= heard["doa_error" + of][0] >= heard["folded_error" + of][0] >= 0
+
+
+def test_command_line(tested, tmp_path, capsys, monkeypatch):
+    network, packed, pictures = tested
+    few = (CONDITIONS[0], dataclasses.replace(CONDITIONS[1], sources=(1, 2)), CONDITIONS[2])
+    for module in ("__main__", "table"):  # FABIAN's responses aren't in the repository
+        monkeypatch.setattr(f"training.image_table.{module}.CONDITIONS", few)
+    save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), network.config, {"step": 7})
+    assert main(["measure", str(tmp_path / "x.safetensors"), "--name", "conformer", "--mixtures",
+                 "3", "--packed", str(packed), "--pictures", str(pictures), "--out",
+                 str(tmp_path / "out")]) == 0
+    stored = json.loads((tmp_path / "out" / "conformer.json").read_text())
+    assert stored["step"] == 7 and len(stored["conditions"]) == 3
+    assert main(["report", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| Efficient-b3 | Conformer | 43.57 | 10.139 | 44.39 |" in text
+    assert "AudioCLIP-ResNet-50" in text and "## conformer" in text
+    with pytest.raises(SystemExit):
+        main(["report", "--out", str(tmp_path / "none")])
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_report_without_a_row(tested):
+    text = report({"id-uss-small": {"parameters": 1_750_000, "conditions": {}}})
+    assert "1.75 million" in text and "| – |" in text

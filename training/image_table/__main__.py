@@ -1,0 +1,59 @@
+"""Command line: see ``python -m training.image_table --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Sequence
+
+from luseel_model.checkpoint import load_network
+from luseel_model.errors import CheckpointError, LuseelError
+from luseel_model.id_uss import IDUSS
+from training.image_table.measure import CONDITIONS, measure
+from training.image_table.rows import ROWS
+from training.image_table.table import read_results, report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.image_table", description=__doc__,
+        epilog="Train the small rows first: " + ", ".join(
+            f"luseel-train --config {small}" for small in
+            dict.fromkeys(row.small for row in ROWS if row.small)))
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("measure", help="measure a checkpoint")
+    command.add_argument("checkpoint", help="name of a shipped one, or a path")
+    command.add_argument("--name", required=True,
+                         help="of the result: a row's (conformer, resunet, conv-tasnet), or any")
+    command.add_argument("--mixtures", type=int, default=200)
+    command.add_argument("--packed", default="data/packed")
+    command.add_argument("--pictures", default="data/pictures")
+    for command in (command, commands.add_parser("report", help="results as Markdown")):
+        command.add_argument("--out", type=Path, default=Path("docs/reports/image"))
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "report":
+            text = report(read_results(options.out))
+            (options.out / "report.md").write_text(text, encoding="utf-8")
+            print(text)
+            return 0
+        network, info = load_network(options.checkpoint)
+        if not isinstance(network, IDUSS):
+            raise CheckpointError(f"{options.checkpoint} is no ID-USS model: give one that takes "
+                                  "pictures")
+        result = {"checkpoint": Path(options.checkpoint).stem, "step": info.get("step"),
+                  "parameters": network.parameter_count(), "conditions": {
+                      condition.name: measure(network, options.packed, options.pictures, condition,
+                                              options.mixtures) for condition in CONDITIONS}}
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{options.name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(path)
+    except LuseelError as error:
+        parser.error(str(error))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,407 @@
+"""Training of ID-USS (paper 002): mono mixtures, a picture of one of the sounds asks for it.
+
+Any recording of a kind goes with any picture of it (training/pictures). The frozen image encoder
+never runs in a step: its embeddings of many versions of each picture are made once. The paper
+trains with magnitudes and SDR alone, and its image encoder along with the rest; small networks are
+given more to learn from: what is heard where (tags), and pictures of things that aren't there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from luseel_model.config import require, require_at_least
+from luseel_model.errors import ConfigError
+from luseel_model.id_uss import IDUSS, IDUSSConfig
+from luseel_model.id_uss.network import IDUSSOutput
+from luseel_model.lass.network import spectrogram
+from training.heads import load_head
+from training.losses import absent_energy, clip_tag_loss, dense_tag_loss, presence_bce
+from training.losses.spectral_mae import spectral_mae
+from training.metrics import batch_metrics
+from training.pictures.bank import PictureBank
+from training.pool import ClipPool
+from training.simulation import BinauralSimulator, Scene, SimulationConfig
+from training.tasks.base import Task
+from training.tasks.lass import mono_head
+from training.train_config import TrainConfig
+
+_VALIDATION_SEED = 1234
+_TRIES = 64  # draws until every mixture has a sound with a picture
+
+
+@dataclass(frozen=True)
+class IDUSSDataConfig:
+    """``packed``: folder of training.corpus.pack; ``pictures``: of training.pictures. ``heads``:
+    names or SOFA files, one of whose ears hears each mixture (the first one's responses go into the
+    checkpoint, for the direction); none: mixed as recorded. ``interference``: 'pictured' mixes
+    kinds that have pictures, 'all' lets any kind disturb. ``queries`` of a mixture's sounds are
+    asked for in a step; in ``absent_share`` of the mixtures the last of them asks for a thing that
+    isn't there. ``blend``: share of pictures that are a mean of two that show the same.
+    ``tag_sources``: how many sounds the mixtures of the first ``tag_steps`` have. The defaults are
+    the paper's (section 4.1)."""
+
+    packed: str = "data/packed"
+    pictures: str = "data/pictures"
+    heads: tuple[str, ...] = ()
+    interference: Literal["pictured", "all"] = "all"
+    queries: int = 1
+    absent_share: float = 0.0
+    blend: float = 0.0
+    tag_sources: tuple[int, ...] = (1, 2)
+    simulation: SimulationConfig = SimulationConfig(
+        n_sources=(2, 3, 4), seconds=5.0, snr_db=(-5.0, 20.0), kind_power=0.0, gap=(0.0, 0.0),
+        rate=None, equaliser_db=0.0, level_db=None, swap_ears=0.0, head_size=None)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "queries")
+        for name in ("absent_share", "blend"):
+            require(0 <= getattr(self, name) <= 1,
+                    f"{name} must be within 0 and 1, got {getattr(self, name)}")
+        require(self.interference == "pictured" or self.queries == 1,
+                "queries: more than one needs interference 'pictured', so that every sound of a "
+                "mixture has a picture")
+
+
+@dataclass(frozen=True)
+class IDUSSLossConfig:
+    """Weights of the terms; 0 leaves a term out. The defaults are the paper's (equation 4).
+
+    ``mae`` of the magnitudes is summed over bins and frames as the paper's norm, or with
+    ``relative`` averaged and measured in the mixture's mean magnitude; ``sdr`` is the paper's
+    lambda. Ours are ``absent`` (level of the extraction of a thing that isn't there),
+    ``dense_tags`` and ``clip_tags`` (what is heard where, and at all) and ``presence``.
+    """
+
+    mae: float = 1.0
+    relative: bool = False
+    sdr: float = 1000.0
+    absent: float = 0.0
+    dense_tags: float = 0.0
+    clip_tags: float = 0.0
+    presence: float = 0.0
+
+
+@dataclass(frozen=True)
+class IDUSSTrainConfig(TrainConfig):
+    """``tag_steps``: first steps, with batches of ``tag_batch_size``, that train the first blocks
+    and their tags alone."""
+
+    tag_steps: int = 0
+    tag_batch_size: int = 32
+    data: IDUSSDataConfig = IDUSSDataConfig()
+    loss: IDUSSLossConfig = IDUSSLossConfig()
+
+    @property
+    def first_steps(self) -> int:
+        return self.tag_steps
+
+    def batch_key(self, step: int) -> str:
+        return "tag_batch_size" if step < self.tag_steps else "batch_size"
+
+    def check(self, model: IDUSSConfig) -> None:
+        super().check(model)
+        loss, data = self.loss, self.data
+        require(data.simulation.seconds == model.window,
+                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
+                f"{model.window}: make them equal")
+        tagging = loss.dense_tags or loss.clip_tags or loss.presence
+        require(not (tagging or self.tag_steps) or model.tagging.width > 0,
+                "loss.dense_tags, clip_tags and presence and tag_steps need a model with "
+                "tagging.width")
+        require(not self.tag_steps or tagging > 0,
+                "tag_steps need a weight in loss.dense_tags, clip_tags or presence")
+        require(loss.mae > 0 or loss.sdr > 0, "loss has no weight above 0 for the extraction")
+        require(not loss.mae or model.separator != "conv-tasnet",
+                "the separator conv-tasnet has no magnitudes: make loss.mae 0")
+        require(not data.absent_share or loss.absent > 0,
+                "data.absent_share needs a weight in loss.absent")
+
+
+@dataclass
+class Batch:
+    """B mixtures of S sounds with Q pictures.
+
+    Attributes:
+        mixture: (B, 1, N).
+        sources: (B, S, 1, N).
+        concept: (B, S) what a picture of each sound would show, -1 where none does.
+        asked: (B, Q) which sound each picture asks for, -1 for one that isn't there.
+        pictures: (B, Q, E) embeddings.
+        examples: (concepts, E) a picture of each concept.
+    """
+
+    mixture: Tensor
+    sources: Tensor
+    concept: Tensor
+    asked: Tensor
+    pictures: Tensor
+    examples: Tensor | None = None
+
+
+class IDUSSTask(Task):
+    """See :class:`training.tasks.base.Task`."""
+
+    config_class = IDUSSTrainConfig
+    network: IDUSS
+
+    def __init__(self, config: IDUSSTrainConfig, device: torch.device, seed: int):
+        super().__init__(config, device, seed)
+        data, image = config.data, self.network.config.image
+        self.train_pool = ClipPool.load(data.packed, "train", device)
+        valid_pool = ClipPool.load(data.packed, "valid", device)
+        kinds = self.train_pool.kinds
+        self.bank = PictureBank.load(data.pictures, "train", image, kinds, device)
+        self.valid_bank = PictureBank.load(data.pictures, "valid", image, kinds, device,
+                                           plain_only=True)
+        if self.valid_bank.names != self.bank.names:
+            raise ConfigError(f"the pictures of {data.pictures} for training and validation show "
+                              "different things: run `python -m training.pictures build` again")
+        concept = self.bank.concept_of
+        self.same = (concept[:, None] == concept) & (concept >= 0)
+        left_out = [kind for kind, number in zip(kinds, concept.tolist()) if number < 0]
+        self.heads = [load_head(name) for name in data.heads]
+        simulation = data.simulation
+        if data.interference == "pictured":
+            simulation = dataclasses.replace(simulation, exclude_kinds=tuple(
+                dict.fromkeys((*simulation.exclude_kinds, *left_out))))
+        self.simulator = BinauralSimulator(
+            self.train_pool, self.heads or [mono_head()], simulation, device, seed, self.same)
+        fixed = dataclasses.replace(
+            simulation.plain(), snr_db=(-5.0, 5.0),
+            exclude_kinds=tuple(dict.fromkeys((*simulation.exclude_kinds, *left_out))))
+        self.validation_simulator = BinauralSimulator(
+            valid_pool, [mono_head()], fixed, device, _VALIDATION_SEED, self.same, split="valid")
+        self.generator = torch.Generator().manual_seed(seed + 1)  # pictures, choice of queries
+        self._fixed: list[Batch] | None = None
+
+    @classmethod
+    def noise_losses(cls, config: IDUSSTrainConfig, network: IDUSS, scenes: int
+                     ) -> dict[str, Tensor]:
+        model, queries = network.config, config.data.queries
+        mixture = torch.randn(scenes, 1, model.window_samples) * 0.1
+        pictures = torch.rand(scenes, queries, model.image.embedding)
+        batch = Batch(mixture, mixture[:, None] * 0.5, torch.zeros(scenes, 1, dtype=torch.long),
+                      torch.zeros(scenes, queries, dtype=torch.long), pictures)
+        return extraction_terms(network(mixture, pictures), batch, network, config.loss)
+
+    def start(self) -> None:
+        """What all pictures have in common, and the head that the direction is taken with."""
+        model = self.network.config
+        with torch.no_grad():
+            if model.tagging.width:
+                self.network.common.copy_(self.bank.embeddings.mean(0).cpu())
+            if self.heads and model.head_taps:
+                hrir = self.heads[0].hrir[..., :model.head_taps]
+                self.network.hrir[..., :hrir.shape[-1]].copy_(hrir)
+
+    def describe(self) -> str:
+        return (f"{len(self.bank.embeddings)} versions of pictures of {len(self.bank.names)} "
+                "things")
+
+    # -- batches
+
+    def batch(self, step: int, size: int) -> Batch:
+        data = self.config.data
+        if step < self.config.tag_steps:
+            pick = torch.randint(len(data.tag_sources), (), generator=self.generator)
+            scene = self._scenes(size, data.tag_sources[int(pick)])
+        else:
+            scene = self._scenes(size, None)
+        # one of the ears, the same for all sounds of a mixture
+        ear = torch.randint(2, (size,), generator=self.generator).to(scene.mixture.device)
+        mixture = scene.mixture[torch.arange(size), ear][:, None]
+        sources = scene.sources[torch.arange(size), :, ear][:, :, None]
+        concept = self.bank.concept_of[scene.kind.cpu()]                  # B S
+        queries = min(data.queries, concept.shape[1])
+        order = torch.rand(concept.shape, generator=self.generator) + 2.0 * (concept < 0)
+        asked = order.argsort(1)[:, :queries]
+        wanted = concept.gather(1, asked)
+        if data.absent_share:
+            absent = torch.rand(size, generator=self.generator) < data.absent_share
+            free = torch.ones(size, len(self.bank.names))
+            for column in concept.clamp(min=0).unbind(1):
+                free.scatter_(1, column[:, None], 0.0)
+            other = torch.multinomial(free, 1, generator=self.generator)[:, 0]
+            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
+            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+        every = torch.arange(len(self.bank.names))
+        device = mixture.device
+        return Batch(mixture, sources, concept.to(device), asked.to(device),
+                     self.bank.draw(wanted, self.generator, data.blend),
+                     self.bank.draw(every, self.generator, data.blend))
+
+    def _scenes(self, size: int, count: int | None) -> Scene:
+        """Scenes each of which has a sound with a picture."""
+        if self.config.data.interference == "pictured":
+            return self.simulator.sample(size, count)
+        if count is None:
+            choices = self.config.data.simulation.n_sources
+            pick = torch.randint(len(choices), (), generator=self.generator)
+            count = choices[int(pick)]
+        kept, found = [], 0
+        for _ in range(_TRIES):
+            scene = self.simulator.sample(size, count)
+            shown = (self.bank.concept_of[scene.kind.cpu()] >= 0).any(1).nonzero()[:, 0]
+            if len(shown):
+                kept.append((scene, shown))
+                found += len(shown)
+            if found >= size:
+                break
+        else:
+            raise ConfigError("hardly any recording is of a kind that has pictures")
+        order = torch.cat([shown + i * size for i, (_, shown) in enumerate(kept)])[:size]
+        return Scene.joined([scene for scene, _ in kept], order)
+
+    # -- losses
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        network = self.network
+        if step < self.config.tag_steps:
+            with self.autocast():
+                tokens = network.hear(batch.mixture)[3]
+            return self.tags(tokens, batch)
+        with self.autocast():
+            output = network(batch.mixture, batch.pictures)
+        terms = extraction_terms(output, batch, network, self.config.loss)
+        if output.tokens is not None:
+            terms |= self.tags(output.tokens[:, 0], batch)
+        return terms
+
+    def tags(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Weighted terms of what is heard where.
+
+        Args:
+            tokens: (B, L, V) audio side of the tagging space.
+        """
+        config, terms, network = self.config.loss, {}, self.network
+        concept, shown = batch.concept.clamp(min=0), batch.concept >= 0
+        similarity = network.similarity(tokens, batch.examples)           # B L K
+        if config.dense_tags:
+            shares, weight = token_shares(batch.sources, network)
+            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
+                similarity, concept, shares * shown[:, None], weight).mean()
+        if config.clip_tags:
+            share = shown / shown.sum(1, keepdim=True)
+            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
+                network.tagger.pool(similarity), concept, share).mean()
+        if config.presence:
+            logits = network.tagger.presence(similarity)
+            present = torch.zeros_like(logits).scatter_add_(1, concept, shown.to(logits)) > 0
+            loss = presence_bce(logits.flatten(), present.flatten()).view_as(logits)
+            # present and absent things weigh the same: confidence 0.5 is an even prior
+            terms["presence"] = config.presence * 0.5 * (
+                (loss * present).sum() / present.sum().clamp(min=1)
+                + (loss * ~present).sum() / (~present).sum().clamp(min=1))
+        return terms
+
+    # -- validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Over fixed mixtures of two recordings of the valid split at -5 to 5 dB, both asked for by
+        a picture of the valid split; ``score`` is the negative SI-SNR improvement."""
+        config = self.config.validation
+        if self._fixed is None:
+            count = max(1, config.mixtures // config.batch_size)
+            generator = torch.Generator().manual_seed(_VALIDATION_SEED)
+            self._fixed = [self._validation_batch(config.batch_size, generator)
+                           for _ in range(count)]
+        rows: list[dict[str, Tensor]] = []
+        for batch in tqdm(self._fixed, desc="validation", leave=False):
+            with self.autocast():
+                output = self.network(batch.mixture, batch.pictures)
+            audio, count = output.audio, batch.concept.shape[1]
+            others = torch.stack([batch.sources[:, [j for j in range(count) if j != i]]
+                                  for i in range(count)], 1)
+            mixture = batch.mixture[:, None].expand(-1, count, -1, -1)
+            row = batch_metrics(audio.flatten(0, 1), batch.sources.flatten(0, 1),
+                                mixture.flatten(0, 1), others.flatten(0, 1))
+            row["sdri"] = (sdr(audio, batch.sources) - sdr(mixture, batch.sources)).flatten()
+            rows.append(row)
+        result = {key: float(torch.cat([row[key] for row in rows]).nanmean())
+                  for key in ("si_snri", "sdri", "right_source")}
+        return {"score": -result["si_snri"], **result}
+
+    def _validation_batch(self, size: int, generator: torch.Generator) -> Batch:
+        scene = self.validation_simulator.sample(size, 2)
+        concept = self.bank.concept_of[scene.kind.cpu()]
+        pictures = self.valid_bank.draw(concept, generator)
+        asked = torch.arange(2, device=scene.kind.device).expand(size, -1)
+        return Batch(scene.mixture[:, :1], scene.sources[:, :, :1], concept.to(asked.device),
+                     asked, pictures)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.simulator.load_state_dict(state["simulator"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def info(self) -> dict[str, Any]:
+        return {"kinds": self.bank.kinds, "pictured": self.bank.names}
+
+
+def sdr(estimate: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
+    """Plain signal-to-distortion ratio in dB, (..., ears, N) twice → (...) averaged over ears."""
+    estimate, target = estimate.float(), target.float()
+    signal = target.square().sum(-1)
+    return (10 * torch.log10((signal + eps) / ((target - estimate).square().sum(-1) + eps))
+            ).mean(-1)
+
+
+def extraction_terms(output: IDUSSOutput, batch: Batch, network: IDUSS, loss: IDUSSLossConfig
+                     ) -> dict[str, Tensor]:
+    """Weighted terms of the sounds asked for."""
+    terms = {}
+    present = batch.asked >= 0
+    rows, _ = present.nonzero(as_tuple=True)
+    target = batch.sources[rows, batch.asked[present]]
+    if len(target) and loss.mae:
+        level = output.level[rows]
+        true = spectrogram(target / level, network.config.stft).abs()
+        if loss.relative:
+            mixture = spectrogram(batch.mixture[rows] / level, network.config.stft).abs()
+            mae = spectral_mae(output.magnitude[present], true, mixture)
+        else:
+            mae = (output.magnitude[present] - true).abs().sum((1, 2, 3))
+        terms["mae"] = loss.mae * mae.mean()
+    if len(target) and loss.sdr:
+        level = output.level[rows]
+        terms["sdr"] = -loss.sdr * sdr(output.audio[present] / level, target / level).mean()
+    if loss.absent and not present.all():
+        rows, _ = (~present).nonzero(as_tuple=True)
+        terms["absent"] = loss.absent * absent_energy(
+            output.audio[~present], batch.mixture[rows]).sum() / present.numel()
+    return terms
+
+
+@torch.no_grad()
+def token_shares(sources: Tensor, network: IDUSS, exponent: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Share of each sound in the energy of every tag token, (B, L, S), and its weight (B, L).
+
+    As `training.losses.token_energy_shares`, on the network's own grid of bands and frames: each of
+    the tagging bands is an equal part of the rows that the network sees.
+    """
+    config = network.config
+    power = spectrogram(sources[:, :, 0].float(), config.stft).abs().square()   # B S F T
+    if config.bands:
+        power = torch.matmul(network.band_up.t(), power)
+    power = F.adaptive_avg_pool2d(power, (config.tagging.bands, power.shape[-1]))
+    power = power.permute(0, 3, 2, 1).flatten(1, 2)                             # B T·bands S
+    total = power.sum(-1)
+    weight = total ** exponent
+    return power / total.clamp_min(1e-12)[..., None], \
+        weight / weight.mean(-1, keepdim=True).clamp_min(1e-12)
+
+
+TASK = IDUSSTask
