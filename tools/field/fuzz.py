@@ -129,7 +129,8 @@ class Fuzz:
 
     def some_query(self) -> Query:
         return Query(
-            action=self.pick((Query.ADD,) * 4 + (Query.REMOVE,) * 2 + (Query.CHANGE, Query.CLEAR, 4, 77, 255)),
+            action=self.pick((Query.ADD,) * 4 + (Query.REMOVE,) * 2
+                             + (Query.CHANGE, Query.CLEAR, 4, 77, 255)),
             id=self.pick(IDS), text=self.words(),
             threshold=float(np.float32(self.pick((0.0, 0.5, 1.0, *FLOATS[:-1])))),
             lifetime=self.pick((
