@@ -56,6 +56,7 @@ EXTRAS = {
     "test": [
         "pytest",
         "einops", "julius",  # imported by demucs, which the tests compare with (see tools/venv.sh)
+        "efficientnet-lite-pytorch==0.1.0",  # reference of the image encoder
         "ros-domain-coordinator",  # a free DDS domain for every test run
         "mcap-ros2-support",  # another reader of bags, to check ours with
         "playwright",  # drives the Chromium of the machine, to test the page of luseel watch

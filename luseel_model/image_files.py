@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from .errors import QueryError
+from .images import validate_image
 from .query import MAX_FRAMES, validate_pictures
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -17,8 +19,8 @@ _BACKGROUND = (255, 255, 255, 255)  # behind what is transparent
 _FRAME_RATE = 10.0  # [1/s] of pictures that don't say theirs
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
-    name = "the picture" if isinstance(source, bytes) else str(source)
+def _open(source: str | Path | bytes | BinaryIO) -> Image.Image:
+    name = str(source) if isinstance(source, (str, Path)) else "the picture"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -40,13 +42,14 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def read_image(source: str | Path | bytes) -> np.ndarray:
-    """A picture file, or what would be in it: (H, W, 3) uint8 RGB, what is transparent in white.
+def read_image(source: str | Path | bytes | BinaryIO) -> np.ndarray:
+    """A picture file, open or not, or what would be in it: (H, W, 3) uint8 RGB, what is
+    transparent in white.
 
     Raises:
-        QueryError: it isn't there, is broken, or too small or large.
+        QueryError: it isn't there, is broken, too small or large, or all of one colour.
     """
-    return validate_pictures(_pixels(_open(source)), 3, "the picture")
+    return validate_image(_pixels(_open(source)))
 
 
 def read_frames(path: str | Path) -> tuple[np.ndarray, float]:

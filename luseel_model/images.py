@@ -73,34 +73,6 @@ def validate_image(image: object) -> np.ndarray:
     return image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, transparent parts white, turned as its tag says.
-
-    ``path`` may be an open binary file, too.
-
-
-    Raises:
-        QueryError: no such file, not a picture, damaged, or one that shows nothing.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        white.alpha_composite(picture)
-        image = np.array(white.convert("RGB"))
-    except FileNotFoundError:
-        raise QueryError(f"no picture at {path}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError) as error:
-        raise QueryError(f"{path} can't be read as a picture ({error}): give a whole PNG, JPEG or "
-                         "WebP file") from None
-    try:
-        return validate_image(image)
-    except QueryError as error:
-        raise QueryError(f"{path}: {error}") from None
-
-
 class ImageEncoder:
     """A frozen vision network that embeds pictures; embeddings are cached by content."""
 

@@ -14,7 +14,8 @@ import PIL.Image
 from sensor_msgs.msg import CompressedImage, Image
 
 from luseel_model.errors import LuseelError, QueryError
-from luseel_model.images import read_image, validate_image
+from luseel_model.image_files import read_image
+from luseel_model.images import validate_image
 
 MIN_SIDE, MAX_SIDE = 8, 8192  # pixels
 MAX_PIXELS = 7680 * 4320  # what is unpacked takes a multiple of this in memory
@@ -62,7 +63,7 @@ def decode_compressed(message: CompressedImage) -> np.ndarray:
 
     Raises:
         QueryError: another kind of data, damaged or truncated, beyond the limits, or a picture
-            that shows nothing (see `luseel_model.images.read_image`).
+            that shows nothing (see `luseel_model.image_files.read_image`).
     """
     if not len(message.data):
         raise QueryError("the picture is empty: it has no data")

@@ -45,7 +45,7 @@ def test_transparent_is_white():
 
 
 def test_camera_held_sideways(tmp_path):
-    picture = Image.new("RGB", (20, 10), RED)
+    picture = Image.effect_noise((20, 10), 60)
     exif = picture.getexif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
     picture.save(tmp_path / "a.jpg", exif=exif)
@@ -55,7 +55,8 @@ def test_camera_held_sideways(tmp_path):
 def test_what_is_refused(tmp_path):
     whole = png(Image.effect_noise((64, 64), 60))
     for data, said in ((b"", "can't be read"), (b"GIF89a but not one", "can't be read"),
-                       (whole[:200], "can't be read"), (png(Image.new("RGB", (4, 40))), "4 x 40")):
+                       (whole[:200], "can't be read"), (png(Image.new("RGB", (4, 40))), "4 x 40"),
+                       (png(Image.new("RGB", (64, 64), "black")), "one colour")):
         with pytest.raises(QueryError, match=said):
             read_image(data)
     with pytest.raises(QueryError, match="no picture at"):

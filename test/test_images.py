@@ -8,7 +8,8 @@ import torch
 
 from luseel_model.efficientnet_lite import EfficientNetLite0
 from luseel_model.errors import LuseelError, QueryError
-from luseel_model.images import ImageConfig, ImageEncoder, read_image, validate_image
+from luseel_model.image_files import read_image
+from luseel_model.images import ImageConfig, ImageEncoder, validate_image
 
 LITE = ImageConfig("efficientnet-lite0", "", 1280, 224)
 
@@ -181,36 +182,3 @@ def test_a_small_thing_on_a_plain_ground_is_a_picture():
     image = np.full((1000, 1000, 3), 255, np.uint8)
     image[480:520, 480:520] = (20, 90, 30)
     assert validate_image(image) is image
-
-
-# -- files
-
-def test_files(tmp_path):
-    from PIL import Image
-    shown = picture(9)
-    Image.fromarray(shown).save(tmp_path / "thing.png")
-    assert np.array_equal(read_image(tmp_path / "thing.png"), shown)
-    alpha = np.full(shown.shape[:2], 255, np.uint8)
-    alpha[:10] = 0
-    Image.fromarray(np.dstack([shown, alpha])).save(tmp_path / "stamp.png")
-    stamp = read_image(tmp_path / "stamp.png")
-    assert (stamp[:10] == 255).all() and np.array_equal(stamp[10:], shown[10:])
-    turned = Image.fromarray(shown)
-    turned.getexif()[0x0112] = 6  # the camera was held upright
-    turned.save(tmp_path / "camera.png", exif=turned.getexif())
-    assert np.array_equal(read_image(tmp_path / "camera.png"), np.rot90(shown, -1))
-
-
-def test_files_that_cannot_be_used(tmp_path):
-    from PIL import Image
-    Image.fromarray(picture(9, 200, 200)).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "words.png").write_text("not a picture")
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    Image.new("RGB", (64, 64), "black").save(tmp_path / "black.png")
-    for name, words in (("cut.png", "can't be read"), ("words.png", "can't be read"),
-                        ("empty.jpg", "can't be read"), ("black.png", "one colour"),
-                        ("missing.png", "no picture at"), ("", "can't be read")):
-        with pytest.raises(QueryError, match=words):
-            read_image(tmp_path / name)

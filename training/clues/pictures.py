@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from luseel_model.errors import ConfigError
-from luseel_model.images import read_image
+from luseel_model.image_files import read_image
 from training.pictures.build import TABLE
 from training.pictures.catalogue import read_concepts
 
