@@ -51,6 +51,7 @@ EXTRAS = {
         "pyroomacoustics",   # image sources and reverberation times of rooms
         "tensorboard",    # training logs
         "torchmetrics",   # SI-SNR, SDR, AUROC
+        "fast-bss-eval",  # SDR, SIR and SAR of separated sounds
         "sofar",          # reading measured heads (SOFA files)
     ],
     "test": [
