@@ -104,6 +104,34 @@ def test_without_direction_there_is_sound_and_whether_it_is_there(capfd):
     assert "muted (2 microphones + words -> sound)" in capfd.readouterr().err
 
 
+def test_the_shipped_separator_pulls_the_dog_out_of_the_mixture():
+    """lass-small itself: the demo's dog and rooster, one asked for, its sound out of the node."""
+    from test_shipped import scene_tracks
+
+    from luseel_model import load_model
+    tracks = scene_tracks(4.0)
+    with running(load=lambda name, device: load_model(name, "cpu"), model="lass-small",
+                 hop=0.5) as (_, peer):
+        assert peer.connected() and peer.request(id="dog", text="dog barking").success
+        mixture = tracks[0] + tracks[1]
+        for start in range(0, mixture.shape[1], 1600):
+            stamp = conversions.ns_to_time(T0 + start * 62_500)
+            peer.audio.publish(conversions.array_to_chunk(
+                mixture[:, start:start + 1600], RATE, start,
+                Header(stamp=stamp, frame_id="ears")))
+            peer.spin(0.02)
+        assert peer.until(lambda: len(peer.events_of("dog")) >= 8, WAIT)
+        assert peer.until(lambda: sum(len(c.samples) for c in peer.extracted) > 2 * 3 * RATE, WAIT)
+        assert all(math.isnan(event.azimuth) for event in peer.events_of("dog"))
+        out = np.concatenate([np.reshape(c.samples, (-1, 2)) for c in peer.extracted]).T
+    dog, rooster = (track[:, RATE:out.shape[1]] for track in tracks)  # the first second fades in
+
+    def likeness(other):
+        return np.corrcoef(out[:, RATE:].ravel(), other.ravel())[0, 1]
+
+    assert likeness(dog) > 0.8 > 0.3 > likeness(rooster)
+
+
 @pytest.mark.parametrize("array", [False, True])
 def test_without_sound_four_microphones_tell_where_it_is_and_where_it_goes(tmp_path, array):
     model, path = SquareModel(), tmp_path / "ring.yaml"
