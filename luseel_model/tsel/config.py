@@ -7,6 +7,7 @@ import typing
 
 from ..arrays import SQUARE, MicrophoneArray
 from ..config import require, require_at_least, require_share
+from ..lass.config import LASSConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,49 +63,33 @@ class SteeredConfig:
     """The steered network (not in the paper; luseel_model/tsel/steered.py).
 
     Attributes:
-        n_fft, hop: of the spectra, samples.
-        mel_bands: bands of the log spectrum that is told apart by words; a multiple of 8.
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the bands.
-        text: width of the query.
-        tags: width of the joint space of tokens and phrases.
-        masks: masks over time and frequency for each query.
+        separator: the LASS network whose masks say what to listen to; its transform is that of the
+            steering.
+        sharpness: power of the separator's mask that leaves what is surely of the sound.
         bands: bands that are steered on their own.
         lowest, highest: frequencies that are steered, Hz.
         exponent: of the magnitudes that weigh the phases.
         circle, circle_layers: channels and layers of the network over the directions.
         frame: spectra between two directions of a moving sound; 0: one direction a window.
         smooth: spectra that a direction of a moving sound is made from, an odd number.
-        dropout: of the tokens' channels.
     """
 
-    n_fft: int = 1024
-    hop: int = 640
-    mel_bands: int = 64
-    widths: tuple[int, int, int, int] = (32, 64, 128, 160)
-    text: int = 128
-    tags: int = 96
-    masks: int = 2
+    separator: LASSConfig | None = None
+    sharpness: float = 8.0
     bands: int = 8
     lowest: float = 100.0
     highest: float = 7000.0
-    exponent: float = 0.3
+    exponent: float = 0.6
     circle: int = 32
     circle_layers: int = 3
     frame: int = 0
-    smooth: int = 9
-    dropout: float = 0.1
+    smooth: int = 11
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "n_fft", "hop", "text", "tags", "masks", "bands", "circle",
-                         "circle_layers")
+        require_at_least(self, 1, "sharpness", "bands", "circle", "circle_layers")
         require_at_least(self, 0, "frame", "exponent")
-        require(self.mel_bands >= 16 and self.mel_bands % 8 == 0,
-                f"mel_bands must be a multiple of 8 from 16, got {self.mel_bands}")
-        require(all(width >= 8 and width % 8 == 0 for width in self.widths),
-                "widths must be multiples of 8")
         require(0 < self.lowest < self.highest, "lowest must be below highest")
         require(self.smooth % 2 == 1 and self.smooth >= 1, "smooth must be an odd number")
-        require_share(self, "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +139,27 @@ class TselConfig:
 
     def __post_init__(self) -> None:
         require(self.sample_rate > 0 and self.window > 0, "sample_rate and window must be > 0")
-        require(self.window_samples >= self.hop, "the window must hold a frame")
         require_at_least(self, 0, "hidden")
         require(not self.clap_audio or (self.features == "gcc" and self.fusion == "concat"),
                 "clap_audio joins the concatenation: it needs features 'gcc' and fusion 'concat'")
-        require(self.features == "gcc" or (self.steered.frame > 0) == (self.output == "frames"),
+        if self.features == "steered":
+            self._check_steered()
+        require(self.window_samples >= self.hop, "the window must hold a frame")
+
+    def _check_steered(self) -> None:
+        size, separator = self.steered, self.steered.separator
+        require((size.frame > 0) == (self.output == "frames"),
                 "steered.frame must be above 0 for output 'frames', and 0 for 'clip'")
-        require(self.features == "gcc" or self.steered.highest <= self.sample_rate / 2,
+        require(size.highest <= self.sample_rate / 2,
                 "steered.highest must not be above half the sample_rate")
+        require(separator is not None, "features 'steered' need steered.separator")
+        require(separator.sample_rate == self.sample_rate,
+                f"steered.separator.sample_rate is {separator.sample_rate}, the model's "
+                f"{self.sample_rate}: make them equal")
+        require(separator.separator.tag_width > 0 and separator.query.encoder == "sentence"
+                and separator.query.embedding == self.text.embedding,
+                "steered.separator needs a tag_width, and the query.encoder 'sentence' of as many "
+                f"numbers as text.embedding, {self.text.embedding}")
 
     @property
     def window_samples(self) -> int:
@@ -170,7 +168,8 @@ class TselConfig:
     @property
     def hop(self) -> int:
         """Samples between two spectra."""
-        return self.steered.hop if self.features == "steered" else self.gcc.hop
+        steered = self.features == "steered"
+        return self.steered.separator.stft.hop if steered else self.gcc.hop
 
     @property
     def frame_hop(self) -> int:

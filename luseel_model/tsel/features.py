@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
 from ..arrays import MicrophoneArray
 from ..config import AZIMUTH_BINS
@@ -108,10 +106,3 @@ def without_common(phases: Tensor) -> Tensor:
     if phases.shape[-2] < 3:
         return phases
     return phases - phases.real.mean(-2, keepdim=True)
-
-
-def mel_bands(bands: int, n_fft: int, sample_rate: int) -> Tensor:
-    """(F, bands) triangular filters on the mel scale from 50 Hz to half the rate, peak 1."""
-    filters = mel_filter_bank(n_fft // 2 + 1, bands, 50.0, sample_rate / 2, sample_rate,
-                              norm=None, mel_scale="htk")
-    return torch.from_numpy(np.asarray(filters, np.float32))

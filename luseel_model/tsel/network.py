@@ -25,14 +25,12 @@ class TselOutput:
     Attributes:
         logits: (B, Q, 360), or (B, Q, T, 360) of a network for moving sounds.
         presence: (B, Q) logits that the sound is there; None from the paper's networks.
-        share: (B, Q, bands, frames) logits of the sound's share in the energy, or None.
-        tokens: (B, L, W) to be matched with phrases, or None.
+        share: (B, Q, bands, frames) logits of the sound's share in the separator's bands, or None.
     """
 
     logits: Tensor
     presence: Tensor | None = None
     share: Tensor | None = None
-    tokens: Tensor | None = None
 
 
 class Tsel(nn.Module):
@@ -62,7 +60,7 @@ class Tsel(nn.Module):
                              f"got {tuple(audio.shape)}")
         if self.config.features == "steered":
             found = self.body(audio, tokens, mask)
-            return TselOutput(found.logits, found.presence, found.share, found.tokens)
+            return TselOutput(found.logits, found.presence, found.share)
         with torch.autocast(audio.device.type, enabled=False):
             maps = maps_of(audio.float(), self.config)
         return TselOutput(self.body(maps, tokens, mask, semantic))

@@ -1,13 +1,13 @@
 """Steered network: words choose where in time and frequency, geometry says from which direction.
 
-Not in the paper. A small network hears the log spectrum and the words, and gives masks over time
-and frequency: where does the described sound stand out, and arrive straight? The phases of all
-pairs of microphones under these masks are steered to 360 directions by the array's geometry
-(SRP-PHAT), and a network that treats all directions alike reads the peaks. So nothing about the
-array has to be learnt: another one can be given, and turning the scene turns the answer.
+Not in the paper. A LASS network (luseel_model/lass) hears the magnitudes and the words, and masks
+time and frequency: where does the described sound stand out? The phases of all pairs of microphones
+under these masks are steered to 360 directions by the array's geometry (SRP-PHAT), and a network
+that treats all directions alike reads the peaks. So nothing about the array has to be learnt:
+another one can be given, and turning the scene turns the answer.
 
-Axis letters: B batch, Q queries, M microphones, P pairs, F frequencies, T frames, W mel bands,
-H masks, K bands that are steered on their own.
+Axis letters: B batch, Q queries, M microphones, P pairs, F frequencies (F' those that are steered),
+T frames, R bands of the separator, H masks, K bands that are steered on their own.
 """
 
 from __future__ import annotations
@@ -19,40 +19,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arrays import MicrophoneArray
-from ..layers import FiLM, PhraseMatcher
+from ..lass.network import LASSNet
 from ..text import sentence_embedding
 from .config import TselConfig
-from .features import (mel_bands, pair_phases, spectra, steered_response, steering,
-                       without_common)
+from .features import pair_phases, spectra, steered_response, steering, without_common
 
-_EPS = 1e-6
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions beside an identity."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(2))
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for norm, conv in zip(self.norms, self.convs):
-            y = conv(F.gelu(norm(y)))
-        return x + y
+_EPS = 1e-10
+_MASKS = 4   # see SteeredNetwork.weights
+_SURE = 1    # the one of them whose peak is the answer of an untrained reader
 
 
-class Modulated(nn.Module):
-    """One 3x3 convolution, modulated by the query, beside an identity."""
+@dataclass
+class Heard:
+    """What the separator says of each query.
 
-    def __init__(self, channels: int, text: int):
-        super().__init__()
-        self.norm, self.film = nn.GroupNorm(8, channels), FiLM(text, channels)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+    Attributes:
+        logits: (B, Q, R, T) of the described sound's share in the separator's R bands.
+        presence: (B, Q) logits that the sound is there.
+    """
 
-    def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        return x + self.conv(F.gelu(self.film(self.norm(x), query, channel_dim=1)))
+    logits: Tensor
+    presence: Tensor
 
 
 @dataclass
@@ -61,24 +48,22 @@ class Steered:
 
     Attributes:
         logits: (B, Q, 360), or (B, Q, T', 360) of a moving sound.
-        presence: (B, Q) logits that the sound is there.
-        share: (B, Q, W/2, T) logits of the described sound's share in the energy.
-        tokens: (B, W/8 · ceil(T/4), width), frequency fastest, to be matched with phrases.
+        presence, share: as :class:`Heard`.
     """
 
     logits: Tensor
     presence: Tensor
     share: Tensor
-    tokens: Tensor
 
 
 class CircleReader(nn.Module):
     """Reads steered maps over the directions, all of them alike: circular convolutions.
 
-    ``over_time`` lets neighbouring frames of a moving sound know of each other.
+    At first the answer is the peak of the maps of the ``sure`` mask. ``over_time`` lets neighbouring
+    frames of a moving sound know of each other.
     """
 
-    def __init__(self, maps: int, channels: int, layers: int, over_time: bool):
+    def __init__(self, maps: int, sure: slice, channels: int, layers: int, over_time: bool):
         super().__init__()
         self.first = nn.Conv2d(maps, channels, 1)
         self.layers = nn.ModuleList(
@@ -91,9 +76,10 @@ class CircleReader(nn.Module):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
         self.last = nn.Conv2d(channels, 1, 1)
-        # from the start, the answer is the peak of the maps
+        nn.init.zeros_(self.last.weight)
         self.direct = nn.Conv2d(maps, 1, 1, bias=False)
-        nn.init.constant_(self.direct.weight, 20.0 / maps)
+        nn.init.zeros_(self.direct.weight)
+        nn.init.constant_(self.direct.weight[:, sure], 20.0 / (sure.stop - sure.start) ** 0.5)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, maps, T, 360) → (B, T, 360)."""
@@ -113,91 +99,51 @@ class SteeredNetwork(nn.Module):
     def __init__(self, config: TselConfig):
         super().__init__()
         self.config = config
-        size, text = config.steered, config.steered.text
-        first, second, third, fourth = size.widths
-        self.query = nn.Sequential(nn.Linear(config.text.embedding, text), nn.GELU(),
-                                   nn.Linear(text, text), nn.GELU())
-        self.stem = nn.Conv2d(1, first, (5, 3), stride=(2, 1), padding=(2, 1))
-        self.place = nn.Parameter(torch.zeros(1, first, size.mel_bands // 2, 1))
-        self.encoder = nn.ModuleList(Residual(width) for width in size.widths[1:])
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1)
-            for a, b in ((first, second), (second, third), (third, fourth)))
-        self.context = nn.Conv2d(fourth, third, 1)
-        self.dropout = nn.Dropout2d(size.dropout)
-        self.tagger = PhraseMatcher(config.text.embedding, size.tags)
-        self.tag = nn.Sequential(nn.LayerNorm(third), nn.Linear(third, size.tags))
-        self.matched = nn.Conv2d(1, third, 1)
-        self.decoder = nn.ModuleList(Modulated(width, text) for width in (third, second, first))
-        self.up = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in ((third, second), (second, first)))
-        self.masks = nn.Conv2d(first, 1 + size.masks, 1)
-        self.presence = nn.Sequential(nn.Linear(first + 2, 32), nn.GELU(), nn.Linear(32, 1))
-
-        mel = mel_bands(size.mel_bands, size.n_fft, config.sample_rate)
-        self.register_buffer("mel", mel, persistent=False)
-        # masks come in half as many bands; every frequency takes those of the nearest two
-        coarse = mel_bands(size.mel_bands // 2, size.n_fft, config.sample_rate)
-        frequency = torch.arange(size.n_fft // 2 + 1) * (config.sample_rate / size.n_fft)
-        spread = coarse / coarse.sum(1, keepdim=True).clamp(min=_EPS)
-        used = (int((frequency < size.lowest).sum()), int((frequency <= size.highest).sum()))
-        self._used = slice(*used)
-        self.register_buffer("spread", spread[self._used].T.contiguous(), persistent=False)
+        size, stft = config.steered, config.steered.separator.stft
+        self.separator = LASSNet(size.separator)
+        frequency = torch.arange(stft.n_fft // 2 + 1) * (config.sample_rate / stft.n_fft)
+        self._used = slice(int((frequency < size.lowest).sum()),
+                           int((frequency <= size.highest).sum()))
         self._edges = _band_edges(frequency[self._used], size.bands)
-        maps = (size.masks + 2) * size.bands
-        self.reader = CircleReader(maps, size.circle, size.circle_layers, size.frame > 0)
+        sure = slice(_SURE * size.bands, (_SURE + 1) * size.bands)
+        self.reader = CircleReader(_MASKS * size.bands, sure, size.circle, size.circle_layers,
+                                   size.frame > 0)
         self.set_array(config.array)
 
     def set_array(self, array: MicrophoneArray) -> None:
         """Listen with another array, of any number of microphones."""
         self.array = array
-        steers = steering(array, self.config.steered.n_fft, self.config.sample_rate)
-        self.register_buffer("steers", steers[:, self._used].to(self.spread.device),
+        steers = steering(array, self.config.steered.separator.stft.n_fft, self.config.sample_rate)
+        self.register_buffer("steers", steers[:, self._used].to(self.reader.last.weight.device),
                              persistent=False)
 
     # -- what is heard
 
-    def encode(self, spectrum: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Log spectrum through the encoder, whatever is asked for.
+    def hear(self, magnitude: Tensor, sentence: Tensor) -> Heard:
+        """The separator without its audio.
 
         Args:
-            spectrum: (B, M, F, T), complex.
-        Returns:
-            the features at four resolutions, the coarsest added to the one above; and tokens
-            (B, L, width).
+            magnitude: (B, F, T).
+            sentence: (B, Q, E) of unit length.
         """
-        power = spectrum.abs().square().mean(1)  # B F T
-        level = power.mean(dim=(1, 2), keepdim=True)
-        mel = torch.einsum("bft,fw->bwt", power / (level + 1e-12), self.mel)
-        x = torch.log(mel + 1e-4)[:, None]
-        x = (x - x.mean(dim=(2, 3), keepdim=True)) / 3.0
-        features = [self.stem(x) + self.place]
-        for down, block in zip(self.down, self.encoder):
-            features.append(block(down(features[-1])))
-        third = features[2]
-        around = F.interpolate(self.context(features[3]), third.shape[-2:], mode="nearest")
-        features[2] = self.dropout(third + around)
-        tokens = self.tag(features[2].permute(0, 3, 2, 1).flatten(1, 2))
-        return features, tokens
+        network = self.separator.separator
+        batch, queries = sentence.shape[:2]
+        with torch.autocast(magnitude.device.type, enabled=False):
+            x = self.separator.inputs(magnitude)
+        encoded = network.encode(x, None)
+        similarity = network.tagger.similarity(encoded.tag_tokens, sentence)  # B L Q
+        rows, frames = encoded.x.shape[-2:]
+        fit = similarity.transpose(1, 2).reshape(-1, frames, rows).transpose(1, 2)[:, None]
+        logits = network.decode(encoded, self.separator.query(sentence).flatten(0, 1), fit)
+        return Heard(logits.float().unflatten(0, (batch, queries))[..., :magnitude.shape[-1]],
+                     network.tagger.presence(similarity))
 
-    def decode(self, features: list[Tensor], tokens: Tensor, sentence: Tensor, query: Tensor
-               ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks for each query.
-
-        Returns:
-            (B·Q, 1 + H, W/2, T) logits, the first of the sound's share; features (B·Q, C, W/2, T);
-            and similarity (B, L, Q).
-        """
-        queries = sentence.shape[1]
-        similarity = self.tagger.similarity(tokens, sentence)
-        third = features[2]
-        match = similarity.transpose(1, 2).flatten(0, 1)  # B·Q L
-        match = match.unflatten(1, (third.shape[3], third.shape[2])).transpose(1, 2)[:, None]
-        x = third.repeat_interleave(queries, 0) + self.matched(match.to(third))
-        x = self.decoder[0](x, query)
-        for block, up, skip in zip(list(self.decoder)[1:], self.up, (features[1], features[0])):
-            x = F.interpolate(up(x), skip.shape[-2:], mode="nearest")
-            x = block(x + skip.repeat_interleave(queries, 0), query)
-        return self.masks(x), x, similarity
+    def weights(self, logits: Tensor) -> Tensor:
+        """Separator's logits (B, Q, R, T) → masks (B, Q, H, F', T) in [0, 1]: the separator's own;
+        what is surely of the sound; what surely isn't; everything."""
+        mask = self.separator.masks(logits, logits.shape[-1])[..., self._used, :]
+        power = self.config.steered.sharpness
+        return torch.stack([mask, mask ** power, (1 - mask) ** power, torch.ones_like(mask)], 2)
 
     # -- where it comes from
 
@@ -215,12 +161,13 @@ class SteeredNetwork(nn.Module):
             spectrum: (B, M, F, T).
             weight: (B, Q, H, F', T) at least 0; F' the frequencies that are steered.
         Returns:
-            (B, Q, H·K, T', 360) in [-1, 1]; T' is 1 for a clip.
+            (B, Q, H·K, T', 360) in [-1, 1], where a band counts by the root of its share in its
+            mask: a sound isn't in all bands. T' is 1 for a clip.
         """
         spectrum = spectrum[:, :, self._used]
         phases = pair_phases(spectrum, self.array.pairs)
         loud = spectrum.abs().mean(1)
-        loud = (loud / (loud.mean(dim=(1, 2), keepdim=True) + 1e-12) + _EPS)
+        loud = (loud / (loud.mean(dim=(1, 2), keepdim=True) + 1e-12) + 1e-6)
         weight = weight * loud.pow(self.config.steered.exponent)[:, None, None]
         parts = torch.view_as_real(phases).permute(0, 2, 1, 4, 3).flatten(2, 3)  # B F 2P T
         grouped = weight.flatten(1, 2).transpose(1, 2)  # B F QH T
@@ -238,38 +185,26 @@ class SteeredNetwork(nn.Module):
         pairs = len(self.array.pairs)
         both = both.unflatten(4, (pairs, 2)).transpose(5, 6).contiguous()
         both = without_common(torch.view_as_complex(both))  # B Q H T' P F
+        whole = total.sum(-1, keepdim=True)
         maps = []
         for low, high in zip(self._edges, self._edges[1:]):
             response = steered_response(both[..., low:high], self.steers[:, low:high])
-            mass = total[..., low:high].sum(-1, keepdim=True) * pairs
-            maps.append(response / (mass + _EPS))
+            mass = total[..., low:high].sum(-1, keepdim=True)
+            maps.append(response / (pairs * (mass * whole + _EPS).sqrt()))
         return torch.stack(maps, 3).flatten(2, 3)
 
     def forward(self, audio: Tensor, tokens: Tensor, mask: Tensor) -> Steered:
         """(B, M, N) and text (B, Q, L, E) with its mask (B, Q, L) → :class:`Steered`."""
-        size, batch, queries = self.config.steered, audio.shape[0], tokens.shape[1]
+        stft = self.config.steered.separator.stft
         with torch.autocast(audio.device.type, enabled=False):
-            spectrum = spectra(audio, size.n_fft, size.hop)
-        sentence = sentence_embedding(tokens.float(), mask)
-        query = self.query(sentence * sentence.shape[-1] ** 0.5).flatten(0, 1)
-        features, heard = self.encode(spectrum)
-        logits, x, similarity = self.decode(features, heard, sentence, query)
+            spectrum = spectra(audio, stft.n_fft, stft.hop)
+        heard = self.hear(spectrum.abs().mean(1), sentence_embedding(tokens.float(), mask))
         with torch.autocast(audio.device.type, enabled=False):
-            logits, x, similarity = logits.float(), x.float(), similarity.float()
-            # the sound's share, free masks, and everything
-            mask_values = torch.cat([logits.sigmoid(), torch.ones_like(logits[:, :1])], 1)
-            weight = torch.einsum("nhwt,wf->nhft", mask_values, self.spread)
-            maps = self.locate(spectrum, weight.unflatten(0, (batch, queries)))
-            answer = self.reader(maps.flatten(0, 1)).unflatten(0, (batch, queries))
-            share = logits[:, 0].sigmoid()
-            pooled = torch.cat([
-                (x * share[:, None]).sum((2, 3)) / (share.sum((1, 2)) + 1.0)[:, None],
-                share.mean((1, 2))[:, None],
-                torch.logsumexp(similarity, 1).flatten()[:, None]], dim=1)
-            presence = self.presence(pooled).view(batch, queries)
-        if not size.frame:
+            maps = self.locate(spectrum, self.weights(heard.logits))
+            answer = self.reader(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        if not self.config.steered.frame:
             answer = answer[:, :, 0]
-        return Steered(answer, presence, logits[:, 0].unflatten(0, (batch, queries)), heard)
+        return Steered(answer, heard.presence, heard.logits)
 
 
 def _band_edges(frequency: Tensor, bands: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Training of TSEL (paper 001): scenes of a microphone array, one of whose sounds is asked for.
 
-The paper trains with the direction alone. The steered network is told more: the described sound's
-share in the energy over time and frequency, what is heard where (tags), and sounds that aren't
-there.
+The paper trains with the direction alone. The steered network starts from a separator's weights and
+is told more: the described sound's share in the energy over time and frequency, and sounds that
+aren't there.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from luseel_model.angles import angular_error
+from luseel_model.checkpoint import read_checkpoint
 from luseel_model.errors import ConfigError
 from luseel_model.tsel.config import TselConfig
-from luseel_model.tsel.features import mel_bands, spectra
+from luseel_model.tsel.features import spectra
 from luseel_model.tsel.network import TselOutput
 from luseel_model.tsel.text import text_encoder
 from training.arrays.simulation import ArraySceneConfig, ArraySimulator
 from training.captions import Captions
-from training.losses import clip_tag_loss, dense_tag_loss, doa_cross_entropy, presence_bce
+from training.losses import doa_cross_entropy, presence_bce
 from training.losses.emd import circular_emd, printed_emd
 from training.pool import ClipPool
 from training.queries import QueryBank
@@ -42,7 +43,7 @@ class TselDataConfig:
     a step; in ``absent_share`` of the scenes the last of them asks for a sound that isn't there.
     ``moving_share`` of the batches of a network for moving sounds are of sounds that move, in rooms
     of ``path_bank``. ``turn``: scenes are turned and mirrored in all ways that only reorder the
-    array's microphones. ``tag_batch_size``, ``tag_sources``: scenes of the first ``tag_steps``."""
+    array's microphones."""
 
     packed: str = "data/packed"
     captions: bool = True
@@ -52,8 +53,6 @@ class TselDataConfig:
     moving_share: float = 0.0
     path_bank: str = "square-path"
     turn: bool = False
-    tag_batch_size: int = 24
-    tag_sources: tuple[int, ...] = (1, 2)
     scenes: ArraySceneConfig = ArraySceneConfig()
     simulation: SimulationConfig = SimulationConfig(
         seconds=10.0, snr_db=(0.0, 0.0), rate=None, equaliser_db=0.0, level_db=None,
@@ -74,46 +73,35 @@ class TselLossConfig:
     ``kind`` of the ``direction`` loss: 'printed' is equation (8) as the paper prints it (0 to 2),
     'circular' the earth mover's distance on the circle that its text speaks of (in units of 90°, so
     0 to 2 as well), 'cross_entropy' that of :mod:`training.losses.doa`. The others are ours: the
-    ``share`` of the sound in the energy, ``dense_tags``, ``clip_tags`` and ``presence``.
+    ``share`` of the sound in the energy, and ``presence``.
     """
 
     kind: Literal["printed", "circular", "cross_entropy"] = "circular"
     direction: float = 1.0
     variance: float = 5.0
     share: float = 0.0
-    dense_tags: float = 0.0
-    clip_tags: float = 0.0
     presence: float = 0.0
-
-    @property
-    def heard(self) -> bool:
-        """Whether a term needs the sounds by themselves."""
-        return bool(self.share or self.dense_tags or self.clip_tags or self.presence)
 
 
 @dataclass(frozen=True)
 class TselTrainConfig(TrainConfig):
-    """``tag_steps``: first steps that train the encoder of the steered network and its tags alone.
+    """``separator``: checkpoint of the family LASS that the steered network's masks start from, a
+    path or a shipped one's name; empty: from nothing.
     """
 
-    tag_steps: int = 0
+    separator: str = ""
     data: TselDataConfig = TselDataConfig()
     loss: TselLossConfig = TselLossConfig()
-
-    @property
-    def first_steps(self) -> int:
-        return self.tag_steps
 
     def check(self, model: TselConfig) -> None:
         super().check(model)
         if model.clap_audio:
             raise ConfigError("clap_audio can't be trained here: its encoder takes seconds a clip; "
                               "switch it off in overrides")
-        if model.features != "steered" and (self.tag_steps or self.loss.heard):
-            raise ConfigError("tag_steps and loss.share, dense_tags, clip_tags and presence need a "
-                              "model with steered features")
-        if self.tag_steps and not (self.loss.dense_tags or self.loss.clip_tags):
-            raise ConfigError("tag_steps need a weight in loss.dense_tags or clip_tags")
+        if model.features != "steered" and (self.separator or self.loss.share
+                                            or self.loss.presence):
+            raise ConfigError("separator, loss.share and loss.presence need a model with steered "
+                              "features")
         if self.data.moving_share and model.output != "frames":
             raise ConfigError("data.moving_share needs a model whose output is 'frames'")
         if self.data.simulation.seconds != model.window:
@@ -137,7 +125,6 @@ class Batch:
         sources: (B, S, N) as the first microphone hears them.
         asked: (B, Q) which sound each query asks for, -1 for one that isn't there.
         wording: (B, Q) index into the wordings of the queries.
-        sentences: (K,) index of a wording of each kind.
     """
 
     audio: Tensor
@@ -148,7 +135,6 @@ class Batch:
     sources: Tensor
     asked: Tensor
     wording: Tensor
-    sentences: Tensor
 
 
 class TselTask(Task):
@@ -190,8 +176,26 @@ class TselTask(Task):
         self.generator = torch.Generator().manual_seed(seed + 1)  # wordings, choice of queries
         self.turns = self.model.array.symmetries() if data.turn else []
         self._fixed: dict[str, list[Batch]] = {}
-        bands = self.model.steered
-        self.mel = mel_bands(bands.mel_bands, bands.n_fft, self.model.sample_rate).to(device)
+
+    def start(self) -> None:
+        """The separator's weights.
+
+        Raises:
+            CheckpointError: there is no such checkpoint.
+            ConfigError: it is of another family or size.
+        """
+        name = self.config.separator
+        if not name:
+            return
+        config, state, _ = read_checkpoint(name)
+        wanted = self.model.steered.separator
+        if config != wanted:
+            other = sorted(
+                field.name for field in dataclasses.fields(wanted)
+                if getattr(config, field.name, None) != getattr(wanted, field.name))
+            raise ConfigError(f"the separator {name} is another one than the model's "
+                              f"steered.separator: {', '.join(other)} differ")
+        self.network.body.separator.load_state_dict(state)
 
     def describe(self) -> str:
         rooms = " and ".join(s.bank.summary() for s in (self.still, self.moving) if s)
@@ -219,16 +223,12 @@ class TselTask(Task):
         return scene.mixture, scene.sources[:, :, 0], azimuth, scene.kind
 
     def batch(self, step: int, size: int) -> Batch:
-        data, count = self.config.data, None
+        data = self.config.data
         simulator = self.still or self.moving
         if self.still and self.moving and \
                 torch.rand((), generator=self.generator) < data.moving_share:
             simulator = self.moving
-        if step < self.config.tag_steps:
-            simulator, size = self.still or self.moving, data.tag_batch_size
-            pick = torch.randint(len(data.tag_sources), (), generator=self.generator)
-            count = data.tag_sources[int(pick)]
-        audio, sources, azimuth, kind = self._scenes(simulator, size, count)
+        audio, sources, azimuth, kind = self._scenes(simulator, size, None)
         if self.turns:
             pick = int(torch.randint(len(self.turns), (), generator=self.generator))
             turn, mirrored, order = self.turns[pick]
@@ -248,13 +248,11 @@ class TselTask(Task):
             absent, other = absent.to(kind.device), other.to(kind.device)
             wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
             asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
-        every = torch.arange(len(self.bank.kinds), device=kind.device)
         return self._batch(audio, sources, azimuth, kind, asked,
-                           self.bank.draw(wanted, self.generator),
-                           self.bank.draw(every, self.generator))
+                           self.bank.draw(wanted, self.generator))
 
     def _batch(self, audio: Tensor, sources: Tensor, azimuth: Tensor, kind: Tensor, asked: Tensor,
-               wording: Tensor, sentences: Tensor) -> Batch:
+               wording: Tensor) -> Batch:
         rows = torch.arange(len(kind), device=kind.device)[:, None]
         target = azimuth[rows, asked.clamp(min=0)]
         gone = asked < 0
@@ -269,7 +267,7 @@ class TselTask(Task):
         if target.dim() == 3:
             heard = self._loudness(sources, target.shape[-1])[rows, asked.clamp(min=0)]
             weight = weight * heard
-        return Batch(audio, target, other, weight, kind, sources, asked, wording, sentences)
+        return Batch(audio, target, other, weight, kind, sources, asked, wording)
 
     def _loudness(self, sources: Tensor, frames: int) -> Tensor:
         """(B, S, N) → (B, S, T) bool as float: is the sound there around this frame?"""
@@ -282,19 +280,11 @@ class TselTask(Task):
     # -- losses
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if step < self.config.tag_steps:
-            body = self.network.body
-            size = self.model.steered
-            with self.autocast():
-                _, tokens = body.encode(spectra(batch.audio, size.n_fft, size.hop))
-            return self.tags(tokens.float(), batch)
         tokens, mask = self.bank.batch(batch.wording)
         with self.autocast():
             output = self.network(batch.audio, tokens, mask)
         terms = {"direction": self.config.loss.direction * self.direction(output.logits, batch)}
-        if output.tokens is not None:
-            terms |= self.told(output, batch)
-        return terms
+        return terms | self.told(output, batch)
 
     def direction(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean loss of the directions, weighted."""
@@ -308,19 +298,19 @@ class TselTask(Task):
             loss = doa_cross_entropy(logits, azimuth, config.variance)
         return (loss * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
 
-    def _mel_power(self, signals: Tensor) -> Tensor:
-        """(B, S, N) → (B, S, bands, frames)."""
-        size = self.model.steered
-        power = spectra(signals, size.n_fft, size.hop).abs().square()
-        return torch.einsum("bsft,fw->bswt", power, self.mel)
+    def _power(self, signals: Tensor) -> Tensor:
+        """(B, S, N) → (B, S, R, T) in the separator's bands."""
+        network = self.network.body.separator
+        stft = network.config.stft
+        power = spectra(signals, stft.n_fft, stft.hop).abs().square()[:, :, :stft.bins]
+        return network.band_up.t() @ power if network.config.separator.bands else power
 
     def told(self, output: TselOutput, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms that say what the sound asked for is."""
         config, terms = self.config.loss, {}
         if config.share:
             with torch.no_grad():
-                parts = F.avg_pool2d(self._mel_power(batch.sources), (2, 1))
-                whole = F.avg_pool2d(self._mel_power(batch.audio[:, :1]), (2, 1))
+                parts, whole = self._power(batch.sources), self._power(batch.audio[:, :1])
                 # noise is what the sounds leave over; the first microphone may have been reordered
                 total = torch.maximum(parts.sum(1, keepdim=True), whole)
                 rows = torch.arange(len(parts), device=parts.device)[:, None]
@@ -334,34 +324,6 @@ class TselTask(Task):
         if config.presence:
             terms["presence"] = config.presence * presence_bce(
                 output.presence.flatten(), (batch.asked >= 0).flatten()).mean()
-        if config.dense_tags or config.clip_tags:
-            terms |= self.tags(output.tokens.float(), batch)
-        return terms
-
-    def tags(self, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Weighted terms of what is heard where.
-
-        Args:
-            tokens: (B, L, V).
-        """
-        config, terms = self.config.loss, {}
-        similarity = self.network.body.tagger.similarity(
-            tokens, self.bank.sentences[batch.sentences])
-        if config.dense_tags:
-            with torch.no_grad():
-                power = self._mel_power(batch.sources)
-                # tokens are 8 bands by 4 frames
-                power = F.avg_pool2d(F.pad(power, (0, -power.shape[-1] % 4)), (8, 4))
-                power = power.permute(0, 3, 2, 1).flatten(1, 2)
-                total = power.sum(-1)
-                shares = power / total.clamp(min=1e-12)[..., None]
-                weight = total ** 0.3
-                weight = weight / weight.mean(-1, keepdim=True).clamp(min=1e-12)
-            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
-                similarity, batch.kind, shares, weight).mean()
-        if config.clip_tags:
-            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
-                torch.logsumexp(similarity.float(), 1), batch.kind).mean()
         return terms
 
     # -- validation
@@ -371,9 +333,7 @@ class TselTask(Task):
         audio, heard, azimuth, kind = self._scenes(simulator, size, sources)
         queries = 1 if bool(azimuth.isnan().any()) else sources
         asked = torch.arange(queries, device=kind.device).expand(size, -1)
-        every = torch.arange(len(self.bank.kinds), device=kind.device)
-        return self._batch(audio, heard, azimuth, kind, asked, self.bank.first[kind[:, :queries]],
-                           self.bank.first[every])
+        return self._batch(audio, heard, azimuth, kind, asked, self.bank.first[kind[:, :queries]])
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Of each query, (B·Q,): the mean absolute error in degrees (equation 9), and whether the
