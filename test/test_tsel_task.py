@@ -1,7 +1,5 @@
 """Training of TSEL: batches, losses, validation, resumption (training/tasks/tsel.py)."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
