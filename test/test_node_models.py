@@ -121,7 +121,9 @@ def test_the_shipped_separator_pulls_the_dog_out_of_the_mixture():
                 Header(stamp=stamp, frame_id="ears")))
             peer.spin(0.02)
         assert peer.until(lambda: len(peer.events_of("dog")) >= 8, WAIT)
-        assert peer.until(lambda: sum(len(c.samples) for c in peer.extracted) > 2 * 3 * RATE, WAIT)
+        # all but what the profile holds back
+        assert peer.until(lambda: sum(len(c.samples) for c in peer.extracted) > 2 * 3.7 * RATE,
+                          WAIT)
         assert all(math.isnan(event.azimuth) for event in peer.events_of("dog"))
         out = np.concatenate([np.reshape(c.samples, (-1, 2)) for c in peer.extracted]).T
     dog, rooster = (track[:, RATE:out.shape[1]] for track in tracks)  # the first second fades in
@@ -129,7 +131,7 @@ def test_the_shipped_separator_pulls_the_dog_out_of_the_mixture():
     def likeness(other):
         return np.corrcoef(out[:, RATE:].ravel(), other.ravel())[0, 1]
 
-    assert likeness(dog) > 0.8 > 0.3 > likeness(rooster)
+    assert likeness(dog) > 0.75 > 0.45 > likeness(rooster), (likeness(dog), likeness(rooster))
 
 
 @pytest.mark.parametrize("array", [False, True])
