@@ -52,6 +52,7 @@ EXTRAS = {
         "tensorboard",    # training logs
         "torchmetrics",   # SI-SNR, SDR, AUROC
         "fast-bss-eval",  # SDR, SIR and SAR of separated sounds
+        "scikit-learn",   # what tells pictures apart (linear discriminant)
         "sofar",          # reading measured heads (SOFA files)
     ],
     "test": [

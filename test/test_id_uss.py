@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 TINY = {
     "name": "tiny", "window": 0.5, "stft": {"n_fft": 512, "hop": 256},
     "image": {"encoder": "efficientnet-lite0", "weights": "", "embedding": 12, "size": 32},
-    "projection": 16, "inputs": "log", "output": "mask",
+    "discriminant": 0, "picture_noise": 0.0, "projection": 16, "inputs": "log", "output": "mask",
     "conformer": {"blocks": 2, "plain_blocks": 1, "width": 16, "heads": 2, "feed_forward": 32,
                   "kernel": 5, "film": 0, "dropout": 0.0},
     "tagging": {"width": 8, "bands": 4}, "bands": 32,

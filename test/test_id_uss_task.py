@@ -239,6 +239,40 @@ def test_a_run_and_its_checkpoint(settings, tmp_path):
     assert "dense_tags" in header and "sdr" in header
 
 
+def test_what_pictures_of_one_thing_differ_in_is_left_out(settings):
+    """The third feature varies most, from picture to picture, and says nothing."""
+    def likeness(network):
+        shown = [torch.from_numpy(vector(concept, number)).float()
+                 for concept, number in (("whistle", 0), ("whistle", 8), ("tuba", 8))]
+        unit = network.unit(torch.stack(shown))
+        return unit @ unit.t()
+
+    def fitted(**overrides):
+        task = task_of(settings, overrides=overrides)
+        task.bank.embeddings = torch.from_numpy(np.stack(
+            [vector(concept, number) for concept in CONCEPTS for number in range(9)])).float()
+        task.bank.concept = torch.arange(2).repeat_interleave(9)
+        task.start()
+        return task.network
+
+    plain = likeness(fitted().eval())
+    assert plain[0, 1] < 0.1 and plain[1, 2] > 0.5  # numbers alike, things not
+    network = fitted(discriminant=1, picture_noise=1.0)
+    found = likeness(network.eval())
+    assert found[0, 1] > 0.99 and found[1, 2] < -0.99
+    several = fitted(discriminant=1, picture_noise=1.0).train()
+    picture = torch.from_numpy(vector("whistle", 0)).float().expand(200, -1)
+    assert 0.5 < several.unit(picture).mean().abs() < 0.99  # one number: some turn round
+
+
+def test_a_discriminant_needs_as_many_things(settings):
+    with pytest.raises(ConfigError, match="at most 1"):
+        task_of(settings, overrides={"discriminant": 2}).start()
+    # one picture of each thing: nothing says what pictures of a thing differ in
+    with pytest.raises(ConfigError, match="more pictures"):
+        task_of(settings, overrides={"discriminant": 1}).start()
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(settings, tmp_path):
     changes = {"data": {"absent_share": 0.5, "queries": 1,
                         "simulation": {"n_sources": [1]}}}

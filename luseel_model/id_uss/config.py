@@ -56,6 +56,10 @@ class IDUSSConfig:
     Attributes:
         window: seconds heard at once; the paper doesn't say.
         image: frozen image encoder.
+        discriminant: so many directions of its features that tell things apart whatever the
+            picture (Fisher's linear discriminant of training's pictures) are what the network
+            sees; 0: all features, as in the paper, whose encoder learns.
+        picture_noise: length of the noise on these features in training, of length 1.
         projection: nodes of the layer that the picture's features go through (equation 1).
         separator: which of the three networks below separates (tables 2 and 3).
         inputs: 'magnitude' of the mixture, or its 'log'; at a level of 1 both.
@@ -71,6 +75,8 @@ class IDUSSConfig:
     window: float = 5.0
     stft: StftConfig = StftConfig(1024, 256)
     image: ImageConfig = ImageConfig()
+    discriminant: int = 0
+    picture_noise: float = 0.0
     projection: int = 256
     separator: typing.Literal["conformer", "resunet", "conv-tasnet"] = "conformer"
     inputs: typing.Literal["magnitude", "log"] = "magnitude"
@@ -84,7 +90,11 @@ class IDUSSConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "sample_rate", "projection")
-        require_at_least(self, 0, "bands", "head_taps")
+        require_at_least(self, 0, "bands", "head_taps", "discriminant", "picture_noise")
+        require(self.discriminant <= self.image.embedding,
+                f"discriminant: at most the image encoder's {self.image.embedding} features")
+        require(self.discriminant > 0 or not self.picture_noise,
+                "picture_noise needs discriminant")
         require(self.window_samples >= self.stft.n_fft,
                 f"window {self.window} s is shorter than the transform ({self.stft.n_fft} samples)")
         require(self.bands <= self.stft.bins, f"bands: at most {self.stft.bins}")

@@ -54,9 +54,13 @@ class IDUSS(nn.Module):
     def __init__(self, config: IDUSSConfig):
         super().__init__()
         self.config = config
-        features = config.image.embedding
+        embedding = config.image.embedding
+        features = config.discriminant or embedding
         # what all pictures have in common, which training takes from its own; not in the paper
-        self.register_buffer("common", torch.zeros(features))
+        self.register_buffer("common", torch.zeros(embedding))
+        if config.discriminant:
+            self.register_buffer("discriminant", torch.zeros(embedding, features))
+            self.register_buffer("centre", torch.zeros(features))
         # responses of the head that the direction is taken with; zeros: none, a sphere's
         self.register_buffer("hrir", torch.zeros(AZIMUTH_BINS, 2, config.head_taps))
         self.projection = nn.Sequential(nn.Linear(features, config.projection), nn.ReLU())
@@ -95,13 +99,25 @@ class IDUSS(nn.Module):
         return torch.log(x + _QUIET) / 4 + 1 if self.config.inputs == "log" else x
 
     def unit(self, pictures: Tensor) -> Tensor:
-        """Features of pictures (..., E) → without what all have in common, of length 1."""
-        return F.normalize(pictures.float() - self.common, dim=-1)
+        """Features of pictures (..., E) → without what all have in common, of length 1: (..., E), or
+        (..., D) with ``discriminant``."""
+        unit = F.normalize(pictures.float() - self.common, dim=-1)
+        config = self.config
+        if not config.discriminant:
+            return unit
+        unit = F.normalize(unit @ self.discriminant - self.centre, dim=-1)
+        if self.training and config.picture_noise:
+            noise = torch.randn_like(unit) / unit.shape[-1] ** 0.5
+            unit = F.normalize(unit + config.picture_noise * noise, dim=-1)
+        return unit
 
     def condition(self, pictures: Tensor) -> Tensor:
         """(..., E) → (..., projection), equation 1."""
-        x = self.unit(pictures) * pictures.shape[-1] ** 0.5 if self.config.tagging.width \
-            else pictures.float() - self.common
+        if self.config.tagging.width or self.config.discriminant:
+            x = self.unit(pictures)
+            x = x * x.shape[-1] ** 0.5
+        else:
+            x = pictures.float() - self.common
         return self.projection(x)
 
     def similarity(self, tokens: Tensor, pictures: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +35,7 @@ from training.tasks.lass import mono_head
 from training.train_config import TrainConfig
 
 _VALIDATION_SEED = 1234
+_SHRINKAGE = 0.5  # of the pictures' covariance towards a sphere, in the discriminant
 _TRIES = 64  # draws until every mixture has a sound with a picture
 
 
@@ -196,11 +198,33 @@ class IDUSSTask(Task):
         """What all pictures have in common, and the head that the direction is taken with."""
         model = self.network.config
         with torch.no_grad():
-            if model.tagging.width:
+            if model.tagging.width or model.discriminant:
                 self.network.common.copy_(self.bank.embeddings.mean(0).cpu())
+            if model.discriminant:
+                self._discriminate()
             if self.heads and model.head_taps:
                 hrir = self.heads[0].hrir[..., :model.head_taps]
                 self.network.hrir[..., :hrir.shape[-1]].copy_(hrir)
+
+    def _discriminate(self) -> None:
+        """Fisher's linear discriminant of the training pictures: what the versions and the pictures
+        of one thing differ in says little about the sound."""
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        size, things = self.network.config.discriminant, len(self.bank.names)
+        if size >= things:
+            raise ConfigError(f"discriminant is {size}, but the {things} things that the pictures "
+                              f"show have at most {things - 1} directions")
+        with torch.no_grad():
+            unit = F.normalize(self.bank.embeddings.cpu() - self.network.common.cpu(), dim=-1)
+            try:
+                found = LinearDiscriminantAnalysis(solver="eigen", shrinkage=_SHRINKAGE).fit(
+                    unit.double().numpy(), self.bank.concept.cpu().numpy())
+            except np.linalg.LinAlgError:
+                raise ConfigError("the pictures of each thing are all the same: discriminant "
+                                  "needs more pictures, or make it 0") from None
+            directions = torch.from_numpy(found.scalings_[:, :size]).float()
+            self.network.discriminant.copy_(directions)
+            self.network.centre.copy_((unit @ directions).mean(0))
 
     def describe(self) -> str:
         return (f"{len(self.bank.embeddings)} versions of pictures of {len(self.bank.names)} "
