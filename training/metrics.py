@@ -142,6 +142,31 @@ def batch_metrics(
     return result
 
 
+def others_of(sources: Tensor) -> Tensor:
+    """(B, S, ...) → (B, S, S - 1, ...): the other sounds of each sound's mixture."""
+    count = sources.shape[1]
+    return torch.stack([sources[:, [j for j in range(count) if j != i]] for i in range(count)], 1)
+
+
+def mixture_metrics(estimate: Tensor, sources: Tensor, mixture: Tensor,
+                    azimuth_est: Tensor | None = None, azimuth_true: Tensor | None = None
+                    ) -> dict[str, Tensor]:
+    """`batch_metrics` of B mixtures each of whose S sounds is asked for.
+
+    Args:
+        estimate, sources: (B, S, 2, N).
+        mixture: (B, 2, N).
+        azimuth_est, azimuth_true: (B, S) degrees.
+
+    Returns:
+        dict of (B·S,) float tensors.
+    """
+    return batch_metrics(
+        estimate.flatten(0, 1), sources.flatten(0, 1),
+        mixture.repeat_interleave(sources.shape[1], 0), others_of(sources).flatten(0, 1),
+        *(None if a is None else a.flatten() for a in (azimuth_est, azimuth_true)))
+
+
 @torch.no_grad()
 def level_below_mixture(estimate: Tensor, mixture: Tensor, ceiling: float = 100.0) -> Tensor:
     """How far the energy of an extraction lies below the mixture's, both ears together.

@@ -64,3 +64,33 @@ class QueryBank:
             return self.sentences[self.first]
         everything = torch.arange(len(self.kinds), device=self.first.device)
         return self.sentences[self.draw(everything, generator)]
+
+    def missing(self, kind: Tensor) -> Tensor:
+        """Mixtures of the sounds ``kind`` (B, S) → (B, K) bool: kinds that none of the sounds could
+        be taken for."""
+        return ~self.confusable[kind].any(1)
+
+
+def ask_for_absent(asked: Tensor, wanted: Tensor, free: Tensor, share: float,
+                   generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Let the last query of some mixtures ask for what isn't there.
+
+    Args:
+        asked: (B, Q) which sound each query asks for.
+        wanted: (B, Q) the kind (or thing) it asks for.
+        free: (B, K) bool, kinds that may be asked for as not there; a mixture without any keeps its
+            query.
+        share: of the mixtures.
+        generator: on the CPU.
+    Returns:
+        ``asked`` with -1, and ``wanted`` with another kind, where that is so.
+    """
+    absent = torch.rand(len(asked), generator=generator) < share
+    free = free.float().cpu()
+    absent &= free.sum(1) > 0  # a small corpus may have nothing else
+    other = torch.multinomial(free + 1e-9, 1, generator=generator)[:, 0]
+    absent, other = absent.to(asked.device), other.to(asked.device)
+    asked, wanted = asked.clone(), wanted.clone()
+    asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+    wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
+    return asked, wanted

@@ -95,14 +95,15 @@ class Task(ABC):
         weights and is in evaluation mode, without gradients. Changes no generator of training.
         """
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """State of all that is random or counted here: tensors, numbers, strings, and lists and
-        dictionaries of them."""
+        dictionaries of them. This one is that of ``simulator`` and ``generator``."""
+        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as the run whose :meth:`state_dict` this is; tensors may be on the device."""
+        self.simulator.load_state_dict(state["simulator"])
+        self.generator.set_state(state["generator"].cpu())
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint says about its training: kinds of sounds, ... Anything JSON can hold.

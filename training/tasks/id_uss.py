@@ -26,9 +26,10 @@ from luseel_model.lass.network import spectrogram
 from training.heads import load_head
 from training.losses import absent_energy, clip_tag_loss, dense_tag_loss, presence_bce
 from training.losses.spectral_mae import spectral_mae
-from training.metrics import batch_metrics
+from training.metrics import mixture_metrics
 from training.pictures.bank import PictureBank
 from training.pool import ClipPool
+from training.queries import ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tasks.base import Task
 from training.tasks.lass import mono_head
@@ -249,13 +250,10 @@ class IDUSSTask(Task):
         asked = order.argsort(1)[:, :queries]
         wanted = concept.gather(1, asked)
         if data.absent_share:
-            absent = torch.rand(size, generator=self.generator) < data.absent_share
-            free = torch.ones(size, len(self.bank.names))
-            for column in concept.clamp(min=0).unbind(1):
-                free.scatter_(1, column[:, None], 0.0)
-            other = torch.multinomial(free, 1, generator=self.generator)[:, 0]
-            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
-            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+            free = torch.ones(size, len(self.bank.names), dtype=torch.bool).scatter_(
+                1, concept.clamp(min=0), False)
+            asked, wanted = ask_for_absent(
+                asked, wanted, free, data.absent_share, self.generator)
         every = torch.arange(len(self.bank.names))
         device = mixture.device
         return Batch(mixture, sources, concept.to(device), asked.to(device),
@@ -342,13 +340,10 @@ class IDUSSTask(Task):
         for batch in tqdm(self._fixed, desc="validation", leave=False):
             with self.autocast():
                 output = self.network(batch.mixture, batch.pictures)
-            audio, count = output.audio, batch.concept.shape[1]
-            others = torch.stack([batch.sources[:, [j for j in range(count) if j != i]]
-                                  for i in range(count)], 1)
-            mixture = batch.mixture[:, None].expand(-1, count, -1, -1)
-            row = batch_metrics(audio.flatten(0, 1), batch.sources.flatten(0, 1),
-                                mixture.flatten(0, 1), others.flatten(0, 1))
-            row["sdri"] = (sdr(audio, batch.sources) - sdr(mixture, batch.sources)).flatten()
+            row = mixture_metrics(output.audio, batch.sources, batch.mixture)
+            mixture = batch.mixture[:, None].expand_as(batch.sources)
+            row["sdri"] = (sdr(output.audio, batch.sources)
+                           - sdr(mixture, batch.sources)).flatten()
             rows.append(row)
         result = {key: float(torch.cat([row[key] for row in rows]).nanmean())
                   for key in ("si_snri", "sdri", "right_source")}
@@ -362,14 +357,7 @@ class IDUSSTask(Task):
         return Batch(scene.mixture[:, :1], scene.sources[:, :, :1], concept.to(asked.device),
                      asked, pictures)
 
-    # -- state
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.simulator.load_state_dict(state["simulator"])
-        self.generator.set_state(state["generator"].cpu())
+    # -- its checkpoint
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.bank.kinds, "pictured": self.bank.names}

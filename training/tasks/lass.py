@@ -30,9 +30,9 @@ from training.heads import load_head
 from training.losses import (absent_energy, clip_tag_loss, dense_tag_loss, negative_si_snr,
                              presence_bce)
 from training.losses.spectral_mae import spectral_mae
-from training.metrics import batch_metrics
+from training.metrics import mixture_metrics
 from training.pool import ClipPool
-from training.queries import QueryBank
+from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, SimulationConfig
 from training.tasks.base import Task
 from training.train_config import TrainConfig
@@ -232,19 +232,13 @@ class LASSTask(Task):
             scene = self.simulator.sample(size)
         sources = scene.sources[:, :, :1]  # the left ear
         kind = scene.kind
-        size, count = kind.shape
-        queries = min(data.queries, count)
+        queries = min(data.queries, kind.shape[1])
         asked = torch.rand(kind.shape, generator=self.generator).argsort(1)[:, :queries]
         asked = asked.to(kind.device)
         wanted = kind.gather(1, asked)
         if data.absent_share:
-            absent = torch.rand(size, generator=self.generator) < data.absent_share
-            free = (~self.bank.confusable[kind].any(1)).float().cpu()
-            absent &= free.sum(1) > 0  # a small corpus may have nothing else
-            other = torch.multinomial(free + 1e-9, 1, generator=self.generator)[:, 0]
-            absent, other = absent.to(kind.device), other.to(kind.device)
-            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
-            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+            asked, wanted = ask_for_absent(
+                asked, wanted, self.bank.missing(kind), data.absent_share, self.generator)
         every = torch.arange(len(self.bank.kinds), device=kind.device)
         return Batch(scene.mixture[:, :1], sources, kind, asked,
                      self.bank.draw(wanted, self.generator),
@@ -326,12 +320,7 @@ class LASSTask(Task):
         for batch in tqdm(self._fixed, desc="validation", leave=False):
             with self.autocast():
                 output = self.network(batch.mixture, self.features[batch.wording])
-            count = batch.kind.shape[1]
-            others = torch.stack([batch.sources[:, [j for j in range(count) if j != i]]
-                                  for i in range(count)], 1)
-            rows.append(batch_metrics(
-                output.audio.flatten(0, 1), batch.sources.flatten(0, 1),
-                batch.mixture.repeat_interleave(count, 0), others.flatten(0, 1)))
+            rows.append(mixture_metrics(output.audio, batch.sources, batch.mixture))
         result = {key: float(torch.cat([row[key] for row in rows]).nanmean())
                   for key in ("si_snri", "right_source")}
         return {"score": -result["si_snri"], **result}
@@ -342,14 +331,7 @@ class LASSTask(Task):
         return Batch(scene.mixture[:, :1], scene.sources[:, :, :1], scene.kind, asked,
                      self.bank.first[scene.kind], self.bank.first)
 
-    # -- state
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.simulator.load_state_dict(state["simulator"])
-        self.generator.set_state(state["generator"].cpu())
+    # -- its checkpoint
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.train_pool.kinds}

@@ -21,11 +21,11 @@ from luseel_model.luseel.network import LuSeeLOutput, spectrum_level
 from luseel_model.text import TextEncoder
 from training.captions import Captions
 from training.heads import load_head
-from training.metrics import batch_metrics
+from training.metrics import mixture_metrics
 from training.mlp_gcc import MLPGCC
 from training.objective import LossConfig, Objective
 from training.pool import ClipPool
-from training.queries import QueryBank
+from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tasks.base import Task
 from training.train_config import TrainConfig
@@ -221,14 +221,8 @@ class LuSeeLTask(Task):
         sources, azimuth, kind = (x[rows, asked] for x in (sources, azimuth, kind))
         present = None
         if data.absent_share:
-            absent = torch.rand(size, generator=generator) < data.absent_share
-            absent = absent.to(kind.device)
-            free = (~self.bank.confusable[scene.kind].any(1)).float().cpu()  # B K
-            absent &= (free.sum(1) > 0).to(absent.device)  # a small corpus may have nothing else
-            other = torch.multinomial(free + 1e-9, 1, generator=generator)[:, 0]
-            kind = torch.cat([kind[:, :-1], torch.where(
-                absent, other.to(kind.device), kind[:, -1])[:, None]], 1)
-            asked = torch.cat([asked[:, :-1], asked[:, -1:].masked_fill(absent[:, None], -1)], 1)
+            asked, kind = ask_for_absent(
+                asked, kind, self.bank.missing(scene.kind), data.absent_share, generator)
             present = asked >= 0
         tokens, mask = self.bank.batch(self.bank.draw(kind, generator))
         with self.autocast():
@@ -283,31 +277,16 @@ class LuSeeLTask(Task):
             terms = self.objective.extraction(
                 self.network, output, scene.mixture, scene.sources, scene.azimuth)
             losses.append(torch.stack(list(terms.values())).sum())
-            rows.append(self._metrics(scene, output))
+            azimuth = None
+            if output.doa_logits is not None:
+                azimuth = output.doa_logits.argmax(-1).float()
+            rows.append(mixture_metrics(
+                output.audio, scene.sources, scene.mixture, azimuth, scene.azimuth))
         result = {key: float(torch.cat([row[key] for row in rows]).float().mean())
                   for key in rows[0]}
         return {"loss": float(torch.stack(losses).mean()), **result}
 
-    def _metrics(self, scene: Scene, output: LuSeeLOutput) -> dict[str, Tensor]:
-        batch, sources = scene.kind.shape
-        target = scene.sources.flatten(0, 1)
-        others = torch.stack([
-            scene.sources[:, [j for j in range(sources) if j != i]] for i in range(sources)], dim=1)
-        azimuth = None
-        if output.doa_logits is not None:
-            azimuth = output.doa_logits.argmax(-1).flatten().float()
-        return batch_metrics(
-            output.audio.flatten(0, 1), target, scene.mixture.repeat_interleave(sources, 0),
-            others.flatten(0, 1), azimuth, scene.azimuth.flatten())
-
-    # -- state
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.simulator.load_state_dict(state["simulator"])
-        self.generator.set_state(state["generator"].cpu())
+    # -- its checkpoint
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.train_pool.kinds, "network": self.config.network,

@@ -35,9 +35,9 @@ from training.losses import (absent_energy, clip_tag_loss, dense_tag_loss, prese
                              token_energy_shares)
 from training.losses.snr import negative_snr, snr_improvement
 from training.losses.spectrum_l1 import complex_l1
-from training.metrics import batch_metrics
+from training.metrics import mixture_metrics
 from training.pool import ClipPool
-from training.queries import QueryBank
+from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tasks.base import Task
 from training.train_config import TrainConfig
@@ -219,13 +219,8 @@ class MultiClueTask(Task):
         asked = torch.rand(kind.shape, generator=chance).argsort(1)[:, :count].to(self.device)
         wanted = kind.gather(1, asked)
         if data.absent_share:
-            absent = torch.rand(size, generator=chance) < data.absent_share
-            free = (~self.bank.confusable[kind].any(1) & self.seen).float().cpu()
-            absent &= free.sum(1) > 0  # a small corpus may have nothing else
-            other = torch.multinomial(free + 1e-9, 1, generator=chance)[:, 0]
-            absent, other = absent.to(self.device), other.to(self.device)
-            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
-            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+            asked, wanted = ask_for_absent(
+                asked, wanted, self.bank.missing(kind) & self.seen, data.absent_share, chance)
         text, clip = self.bank.draw(wanted, chance), self.clips.draw(wanted, chance)
         use = torch.rand(3, *wanted.shape, generator=chance).to(self.device)
         wording, clips = self._keys()
@@ -332,8 +327,6 @@ class MultiClueTask(Task):
             count = batch.kind.shape[1]
             mixture = batch.mixture.repeat_interleave(count, 0)[:, None]
             target = batch.sources.flatten(0, 1)[:, None]
-            others = torch.stack([batch.sources[:, [j for j in range(count) if j != i]]
-                                  for i in range(count)], 1).flatten(0, 1)[:, :, None]
             given = self.config.data.given
             for name in ("all", *(given if len(given) > 1 else ())):
                 clues = batch.clues if name == "all" else batch.clues.only(name)
@@ -347,7 +340,8 @@ class MultiClueTask(Task):
                     value = value[batch.clues.video_mask.any(-1).flatten()]
                 rows.setdefault(f"snri_{name}", []).append(value)
                 if name == "all":
-                    found = batch_metrics(audio, target, mixture, others)
+                    found = mixture_metrics(output.audio[:, :, None], batch.sources[:, :, None],
+                                            batch.mixture[:, None])
                     rows.setdefault("right_source", []).append(found["right_source"])
         result = {name: float(torch.cat(values).nanmean()) for name, values in rows.items()
                   if torch.cat(values).numel()}
@@ -365,14 +359,7 @@ class MultiClueTask(Task):
         return Batch(scene.mixture[:, 0], scene.sources[:, :, 0], kind, asked, clues,
                      scene.recording, none, none)
 
-    # -- state
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"simulator": self.simulator.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.simulator.load_state_dict(state["simulator"])
-        self.generator.set_state(state["generator"].cpu())
+    # -- its checkpoint
 
     def info(self) -> dict[str, Any]:
         """``video``: kinds with video clues in training."""

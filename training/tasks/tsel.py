@@ -28,7 +28,7 @@ from training.captions import Captions
 from training.losses import doa_cross_entropy, presence_bce
 from training.losses.emd import circular_emd, printed_emd
 from training.pool import ClipPool
-from training.queries import QueryBank
+from training.queries import QueryBank, ask_for_absent
 from training.simulation import SimulationConfig
 from training.tasks.base import Task, TrainConfig
 
@@ -234,20 +234,14 @@ class TselTask(Task):
             turn, mirrored, order = self.turns[pick]
             audio = audio[:, list(order)]
             azimuth = torch.remainder(turn - azimuth if mirrored else turn + azimuth, 360.0)
-        size, count = kind.shape
         # sounds without a direction are asked for last
         rank = torch.rand(kind.shape, generator=self.generator).to(kind.device)
         lost = azimuth.isnan() if azimuth.dim() == 2 else azimuth.isnan().any(-1)
-        asked = (rank + lost).argsort(1)[:, :min(data.queries, count)]
+        asked = (rank + lost).argsort(1)[:, :min(data.queries, kind.shape[1])]
         wanted = kind.gather(1, asked)
         if data.absent_share:
-            absent = torch.rand(size, generator=self.generator) < data.absent_share
-            free = (~self.bank.confusable[kind].any(1)).float().cpu()
-            absent &= free.sum(1) > 0  # a small corpus may have nothing else
-            other = torch.multinomial(free + 1e-9, 1, generator=self.generator)[:, 0]
-            absent, other = absent.to(kind.device), other.to(kind.device)
-            wanted[:, -1] = torch.where(absent, other, wanted[:, -1])
-            asked[:, -1] = asked[:, -1].masked_fill(absent, -1)
+            asked, wanted = ask_for_absent(
+                asked, wanted, self.bank.missing(kind), data.absent_share, self.generator)
         return self._batch(audio, sources, azimuth, kind, asked,
                            self.bank.draw(wanted, self.generator))
 
