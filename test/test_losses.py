@@ -260,6 +260,32 @@ def test_absent_energy_by_hand(signals):
 # Tags
 
 
+def test_absent_queries_by_hand(signals):
+    mixture, _ = signals
+    audio = torch.stack([mixture, 0.1 * mixture], 1)
+    present = torch.zeros(len(mixture), 2, dtype=torch.bool)
+    present[0] = torch.tensor([True, False])
+    # 0 dB and -20 dB, both above the threshold of -30 dB
+    loud, soft = (10 * math.log10(level + 1e-3) for level in (1.0, 0.01))
+    expected = [soft, *[loud, soft] * (len(mixture) - 1)]
+    assert losses.absent_queries(audio, mixture, present).tolist() == pytest.approx(
+        expected, abs=1e-4)
+
+
+def test_balanced_presence_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 0.0], [0.5, 3.0, -2.0]])
+    present = torch.tensor([[True, False, False], [False, False, False]])
+    there = math.log(1 + math.exp(-2.0))
+    gone = [math.log(1 + math.exp(value)) for value in (-1.0, 0.0, 0.5, 3.0, -2.0)]
+    assert float(losses.balanced_presence(logits, present)) == pytest.approx(
+        (there + sum(gone) / 5) / 2)
+    alike = torch.tensor([[True, True, False], [False, False, False]])  # the present one counts
+    assert float(losses.balanced_presence(logits, present, alike)) == pytest.approx(
+        (there + sum(gone[1:]) / 4) / 2)
+    assert float(losses.balanced_presence(logits[:1, 0], present[:1, 0])) == pytest.approx(
+        there / 2)
+
+
 def test_dense_tags_by_hand():
     generator = np.random.default_rng(2)
     logits = generator.normal(size=(2, 4, 5))

@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from luseel_model.features import stft
-from luseel_model.layers import Tagger
 from luseel_model.luseel.network import LuSeeL, LuSeeLOutput
-from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, absent_energy,
-                             clip_tag_loss, dense_tag_loss, doa_cross_entropy, doa_squared_error,
-                             inversion, negative_si_snr, presence_bce, token_energy_shares)
+from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, absent_queries,
+                             doa_cross_entropy, doa_squared_error, inversion, negative_si_snr,
+                             token_energy_shares)
+from training.tag_terms import TagWeights, tag_terms
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(TagWeights):
     """Weights of the terms; 0 leaves a term out. The defaults are the paper's.
 
     ``doa`` is the paper's gamma; ``doa_kind`` 'squared' is equation 2 with the label scaled as
     ``doa_label`` says (training/losses/doa.py), 'cross_entropy' goes with a softmax head.
-    ``doa_tokens``, ``dense_tags``, ``clip_tags``, ``presence``, ``magnitude``, ``absent`` (level of
-    the extraction of a sound that isn't there) and ``polarity`` (of each ear, which SI-SNR doesn't
-    see) are ours; so are, for a search with the head's responses, ``candidate_tags`` (their
-    kinds), ``selection`` (which candidate is meant), ``trust`` (is it better than the masked
-    mixture) and ``masked`` (SI-SNR of the latter alone).
+    ``doa_tokens``, those of the tags, ``magnitude``, ``absent`` (level of the extraction of a sound
+    that isn't there) and ``polarity`` (of each ear, which SI-SNR doesn't see) are ours; so are, for
+    a search with the head's responses, ``candidate_tags`` (their kinds), ``selection`` (which
+    candidate is meant), ``trust`` (is it better than the masked mixture) and ``masked`` (SI-SNR of
+    the latter alone).
     """
 
     si_snr: float = 1.0
@@ -36,9 +36,6 @@ class LossConfig:
     doa_kind: Literal["squared", "cross_entropy"] = "squared"
     doa_label: Literal["peak", "density", "mean"] = "peak"
     doa_tokens: float = 0.0
-    dense_tags: float = 0.0
-    clip_tags: float = 0.0
-    presence: float = 0.0
     magnitude: float = 0.0
     absent: float = 0.0
     polarity: float = 0.0
@@ -73,9 +70,8 @@ class Objective(nn.Module):
         estimate, target = output.audio.flatten(0, 1), target.flatten(0, 1)
         heard = slice(None) if present is None else present.flatten()
         if present is not None and config.absent and not present.all():
-            whole = mixture.repeat_interleave(output.audio.shape[1], dim=0)
-            terms["absent"] = config.absent * absent_energy(
-                estimate[~heard], whole[~heard]).sum() / len(estimate)
+            terms["absent"] = config.absent * absent_queries(
+                output.audio, mixture, present).sum() / present.numel()
         if present is not None and not present.any():
             return terms
         estimate, target = estimate[heard], target[heard]
@@ -119,33 +115,12 @@ class Objective(nn.Module):
             confusable: (K, K) bool; kinds that sound alike are no negatives of each other.
             candidate_tags: (B, 2, W) where there are candidates.
         """
-        config, terms = self.config, {}
-        if not (config.dense_tags or config.clip_tags or config.presence):
-            return terms
-        similarity = network.tagger.similarity(tag_tokens, sentences)
-        known = kind.clamp(min=0)
-        valid = (kind >= 0).to(similarity.dtype)
-        if config.dense_tags:
-            bins, frames, hop = self.grid
-            shares, weight = token_energy_shares(sources, bins, frames, hop)
-            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
-                similarity, known, shares * valid[:, None], weight).mean()
-        if config.clip_tags:
-            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
-                Tagger.pool(similarity), known,
-                valid / valid.sum(1, keepdim=True).clamp(min=1)).mean()
-        if config.presence:
-            logits = network.presence(similarity, candidate_tags, sentences)
-            # added up, so that an unknown source never erases a known one of kind 0
-            present = torch.zeros_like(logits).scatter_add_(1, known, valid.to(logits)) > 0
-            ignored = (present.float() @ confusable.float() > 0) & ~present
-            loss = presence_bce(logits.flatten(), present.flatten()).view_as(logits)
-            negative = ~present & ~ignored
-            # present and absent queries weigh the same: confidence 0.5 is an even prior
-            terms["presence"] = config.presence * 0.5 * (
-                (loss * present).sum() / present.sum().clamp(min=1)
-                + (loss * negative).sum() / negative.sum().clamp(min=1))
-        return terms
+        if not self.config.tagging:
+            return {}
+        return tag_terms(
+            self.config, network.tagger.similarity(tag_tokens, sentences), kind,
+            lambda: token_energy_shares(sources, *self.grid),
+            lambda similarity: network.presence(similarity, candidate_tags, sentences), confusable)
 
     def candidates(self, network: LuSeeL, output: LuSeeLOutput, sentences: Tensor,
                    sources: Tensor, kind: Tensor, asked: Tensor | None = None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from luseel_model.config import build_config, find_config, read_yaml, to_dict
+from luseel_model.config import build_config, find_config, read_yaml, require, to_dict
 from luseel_model.errors import ConfigError
 from luseel_model.families import DEFAULT, family_of, load_config
 from training import SAMPLE_RATE
@@ -70,9 +70,13 @@ class TrainConfig:
     def check(self, model: Any) -> None:
         """A :class:`ConfigError` where the run and its model contradict each other. A family's own
         calls this one, unless it makes its data at the model's rate."""
-        if model.sample_rate != SAMPLE_RATE:
-            raise ConfigError(f"the model's sample_rate is {model.sample_rate}, but recordings and "
-                              f"heads are packed at {SAMPLE_RATE} Hz: make it {SAMPLE_RATE}")
+        require(model.sample_rate == SAMPLE_RATE,
+                f"the model's sample_rate is {model.sample_rate}, but recordings and heads are "
+                f"packed at {SAMPLE_RATE} Hz: make it {SAMPLE_RATE}")
+        simulation = getattr(getattr(self, "data", None), "simulation", None)
+        require(simulation is None or simulation.seconds == model.window,
+                f"data.simulation.seconds is {simulation and simulation.seconds}, but the model's "
+                f"window is {model.window}: make them equal")
 
     @property
     def first_steps(self) -> int:
@@ -100,6 +104,22 @@ class TrainConfig:
             raise ConfigError(f"the model {self.model} is of the family {family}, the training "
                               f"{self.name} of the family {self.family}: make them the same")
         return build_config(type(model), merged(to_dict(model), self.overrides))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggedTrainConfig(TrainConfig):
+    """``tag_steps``: first steps, with batches of ``tag_batch_size``, that train what tells sounds
+    apart alone."""
+
+    tag_steps: int = 0
+    tag_batch_size: int = 32
+
+    @property
+    def first_steps(self) -> int:
+        return self.tag_steps
+
+    def batch_key(self, step: int) -> str:
+        return "tag_batch_size" if step < self.first_steps else "batch_size"
 
 
 def merged(base: dict, change: dict) -> dict:

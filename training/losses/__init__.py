@@ -6,7 +6,7 @@ each term; `.mean()` gives the training objective. They compute in float32 under
 keep finite gradients on silence.
 """
 
-from training.losses.absent import absent_energy
+from training.losses.absent import absent_energy, absent_queries
 from training.losses.delta_spectrum import DeltaSpectrumLoss
 from training.losses.doa import (
     LABEL_SCALINGS,
@@ -17,10 +17,15 @@ from training.losses.doa import (
 from training.losses.emd import circular_emd, printed_emd
 from training.losses.hybrid_continuity import HybridContinuityLoss
 from training.losses.magnitude import CompressedMagnitudeLoss
-from training.losses.presence import presence_bce
+from training.losses.presence import balanced_presence, presence_bce
 from training.losses.si_snr import inversion, negative_si_snr, si_snr
 from training.losses.spectral_mae import spectral_mae
-from training.losses.tags import clip_tag_loss, dense_tag_loss, token_energy_shares
+from training.losses.tags import (
+    clip_tag_loss,
+    dense_tag_loss,
+    energy_shares,
+    token_energy_shares,
+)
 
 __all__ = [
     "LABEL_SCALINGS",
@@ -28,11 +33,14 @@ __all__ = [
     "DeltaSpectrumLoss",
     "HybridContinuityLoss",
     "absent_energy",
+    "absent_queries",
+    "balanced_presence",
     "circular_emd",
     "clip_tag_loss",
     "dense_tag_loss",
     "doa_cross_entropy",
     "doa_squared_error",
+    "energy_shares",
     "gaussian_label",
     "inversion",
     "negative_si_snr",

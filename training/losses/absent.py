@@ -23,3 +23,18 @@ def absent_energy(estimate: Tensor, mixture: Tensor, floor_db: float = -30.0) ->
     energy = estimate.float().flatten(1).square().sum(1)
     reference = mixture.detach().float().flatten(1).square().sum(1).clamp_min(1e-10)
     return 10.0 * torch.log10(energy / reference + 10.0 ** (floor_db / 10.0))
+
+
+def absent_queries(audio: Tensor, mixture: Tensor, present: Tensor) -> Tensor:
+    """`absent_energy` of those queries that ask for what isn't there.
+
+    Args:
+        audio: (B, Q, ...) extractions.
+        mixture: (B, ...).
+        present: (B, Q) bool.
+
+    Returns:
+        (number of them,) dB, mixture by mixture.
+    """
+    rows, _ = (~present).nonzero(as_tuple=True)
+    return absent_energy(audio[~present], mixture[rows])

@@ -23,3 +23,20 @@ def presence_bce(logits: Tensor, present: Tensor, positive_weight: float = 1.0) 
     return functional.binary_cross_entropy_with_logits(
         logits, present.to(logits.dtype), pos_weight=weight, reduction="none"
     )
+
+
+def balanced_presence(logits: Tensor, present: Tensor, alike: Tensor | None = None) -> Tensor:
+    """`presence_bce` where present and absent queries weigh the same, so that a confidence of 0.5
+    is an even prior.
+
+    Args:
+        logits, present: (...), bool the latter.
+        alike: (...) bool, queries that don't count as absent ones.
+
+    Returns:
+        () half the mean over the present queries and half that over the absent ones, nats.
+    """
+    loss = presence_bce(logits.flatten(), present.flatten()).view_as(logits)
+    absent = ~present if alike is None else ~present & ~alike
+    return 0.5 * ((loss * present).sum() / present.sum().clamp(min=1)
+                  + (loss * absent).sum() / absent.sum().clamp(min=1))

@@ -65,7 +65,13 @@ def token_energy_shares(
         batch, count, ears, freq_tokens, fft // 2 // freq_tokens, time_tokens, per_token
     ).sum((2, 4, 6))
     order = (0, 3, 2, 1) if frequency_fastest else (0, 2, 3, 1)
-    power = power.permute(*order).reshape(batch, time_tokens * freq_tokens, count)
+    return energy_shares(
+        power.permute(*order).reshape(batch, time_tokens * freq_tokens, count), exponent)
+
+
+def energy_shares(power: Tensor, exponent: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Energies of S sources in L tokens, (B, L, S) → their shares (B, L, S) and the tokens' weights
+    (B, L), see `token_energy_shares`."""
     total = power.sum(-1)
     shares = power / total.clamp_min(1e-12)[..., None]
     weight = total**exponent

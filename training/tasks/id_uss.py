@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.audio import signal_noise_ratio
 from tqdm import tqdm
 
 from luseel_model.config import require, require_at_least
@@ -24,16 +25,17 @@ from luseel_model.id_uss import IDUSS, IDUSSConfig
 from luseel_model.id_uss.network import IDUSSOutput
 from luseel_model.lass.network import spectrogram
 from training.heads import load_head
-from training.losses import absent_energy, clip_tag_loss, dense_tag_loss, presence_bce
+from training.losses import absent_queries, energy_shares
 from training.losses.spectral_mae import spectral_mae
 from training.metrics import mixture_metrics
 from training.pictures.bank import PictureBank
 from training.pool import ClipPool
 from training.queries import ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
+from training.tag_terms import TagWeights, tag_terms
 from training.tasks.base import Task
 from training.tasks.lass import mono_head
-from training.train_config import TrainConfig
+from training.train_config import TaggedTrainConfig
 
 _VALIDATION_SEED = 1234
 _SHRINKAGE = 0.5  # of the pictures' covariance towards a sphere, in the discriminant
@@ -74,53 +76,32 @@ class IDUSSDataConfig:
 
 
 @dataclass(frozen=True)
-class IDUSSLossConfig:
+class IDUSSLossConfig(TagWeights):
     """Weights of the terms; 0 leaves a term out. The defaults are the paper's (equation 4).
 
     ``mae`` of the magnitudes is summed over bins and frames as the paper's norm, or with
     ``relative`` averaged and measured in the mixture's mean magnitude; ``sdr`` is the paper's
-    lambda. Ours are ``absent`` (level of the extraction of a thing that isn't there),
-    ``dense_tags`` and ``clip_tags`` (what is heard where, and at all) and ``presence``.
+    lambda. Ours are ``absent`` (level of the extraction of a thing that isn't there) and those of
+    the tags.
     """
 
     mae: float = 1.0
     relative: bool = False
     sdr: float = 1000.0
     absent: float = 0.0
-    dense_tags: float = 0.0
-    clip_tags: float = 0.0
-    presence: float = 0.0
 
 
 @dataclass(frozen=True)
-class IDUSSTrainConfig(TrainConfig):
-    """``tag_steps``: first steps, with batches of ``tag_batch_size``, that train the first blocks
-    and their tags alone."""
+class IDUSSTrainConfig(TaggedTrainConfig):
+    """The first ``tag_steps`` train the first blocks and their tags."""
 
-    tag_steps: int = 0
-    tag_batch_size: int = 32
     data: IDUSSDataConfig = IDUSSDataConfig()
     loss: IDUSSLossConfig = IDUSSLossConfig()
-
-    @property
-    def first_steps(self) -> int:
-        return self.tag_steps
-
-    def batch_key(self, step: int) -> str:
-        return "tag_batch_size" if step < self.tag_steps else "batch_size"
 
     def check(self, model: IDUSSConfig) -> None:
         super().check(model)
         loss, data = self.loss, self.data
-        require(data.simulation.seconds == model.window,
-                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
-                f"{model.window}: make them equal")
-        tagging = loss.dense_tags or loss.clip_tags or loss.presence
-        require(not (tagging or self.tag_steps) or model.tagging.width > 0,
-                "loss.dense_tags, clip_tags and presence and tag_steps need a model with "
-                "tagging.width")
-        require(not self.tag_steps or tagging > 0,
-                "tag_steps need a weight in loss.dense_tags, clip_tags or presence")
+        loss.check_tags(self.tag_steps, model.tagging.width, "tagging.width")
         require(loss.mae > 0 or loss.sdr > 0, "loss has no weight above 0 for the extraction")
         require(not loss.mae or model.separator != "conv-tasnet",
                 "the separator conv-tasnet has no magnitudes: make loss.mae 0")
@@ -303,26 +284,10 @@ class IDUSSTask(Task):
         Args:
             tokens: (B, L, V) audio side of the tagging space.
         """
-        config, terms, network = self.config.loss, {}, self.network
-        concept, shown = batch.concept.clamp(min=0), batch.concept >= 0
-        similarity = network.similarity(tokens, batch.examples)           # B L K
-        if config.dense_tags:
-            shares, weight = token_shares(batch.sources, network)
-            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
-                similarity, concept, shares * shown[:, None], weight).mean()
-        if config.clip_tags:
-            share = shown / shown.sum(1, keepdim=True)
-            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
-                network.tagger.pool(similarity), concept, share).mean()
-        if config.presence:
-            logits = network.tagger.presence(similarity)
-            present = torch.zeros_like(logits).scatter_add_(1, concept, shown.to(logits)) > 0
-            loss = presence_bce(logits.flatten(), present.flatten()).view_as(logits)
-            # present and absent things weigh the same: confidence 0.5 is an even prior
-            terms["presence"] = config.presence * 0.5 * (
-                (loss * present).sum() / present.sum().clamp(min=1)
-                + (loss * ~present).sum() / (~present).sum().clamp(min=1))
-        return terms
+        network = self.network
+        return tag_terms(
+            self.config.loss, network.similarity(tokens, batch.examples), batch.concept,
+            lambda: token_shares(batch.sources, network), network.tagger.presence)
 
     # -- validation
 
@@ -363,12 +328,9 @@ class IDUSSTask(Task):
         return {"kinds": self.bank.kinds, "pictured": self.bank.names}
 
 
-def sdr(estimate: Tensor, target: Tensor, eps: float = 1e-8) -> Tensor:
+def sdr(estimate: Tensor, target: Tensor) -> Tensor:
     """Plain signal-to-distortion ratio in dB, (..., ears, N) twice → (...) averaged over ears."""
-    estimate, target = estimate.float(), target.float()
-    signal = target.square().sum(-1)
-    return (10 * torch.log10((signal + eps) / ((target - estimate).square().sum(-1) + eps))
-            ).mean(-1)
+    return signal_noise_ratio(estimate.float(), target.float()).mean(-1)
 
 
 def extraction_terms(output: IDUSSOutput, batch: Batch, network: IDUSS, loss: IDUSSLossConfig
@@ -391,14 +353,13 @@ def extraction_terms(output: IDUSSOutput, batch: Batch, network: IDUSS, loss: ID
         level = output.level[rows]
         terms["sdr"] = -loss.sdr * sdr(output.audio[present] / level, target / level).mean()
     if loss.absent and not present.all():
-        rows, _ = (~present).nonzero(as_tuple=True)
-        terms["absent"] = loss.absent * absent_energy(
-            output.audio[~present], batch.mixture[rows]).sum() / present.numel()
+        terms["absent"] = loss.absent * absent_queries(
+            output.audio, batch.mixture, present).sum() / present.numel()
     return terms
 
 
 @torch.no_grad()
-def token_shares(sources: Tensor, network: IDUSS, exponent: float = 0.3) -> tuple[Tensor, Tensor]:
+def token_shares(sources: Tensor, network: IDUSS) -> tuple[Tensor, Tensor]:
     """Share of each sound in the energy of every tag token, (B, L, S), and its weight (B, L).
 
     As `training.losses.token_energy_shares`, on the network's own grid of bands and frames: each of
@@ -409,11 +370,7 @@ def token_shares(sources: Tensor, network: IDUSS, exponent: float = 0.3) -> tupl
     if config.bands:
         power = torch.matmul(network.band_up.t(), power)
     power = F.adaptive_avg_pool2d(power, (config.tagging.bands, power.shape[-1]))
-    power = power.permute(0, 3, 2, 1).flatten(1, 2)                             # B T·bands S
-    total = power.sum(-1)
-    weight = total ** exponent
-    return power / total.clamp_min(1e-12)[..., None], \
-        weight / weight.mean(-1, keepdim=True).clamp_min(1e-12)
+    return energy_shares(power.permute(0, 3, 2, 1).flatten(1, 2))               # B T·bands S
 
 
 TASK = IDUSSTask

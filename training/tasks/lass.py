@@ -27,15 +27,15 @@ from luseel_model.query import Query
 from luseel_model.text import TextEncoder
 from training.captions import Captions
 from training.heads import load_head
-from training.losses import (absent_energy, clip_tag_loss, dense_tag_loss, negative_si_snr,
-                             presence_bce)
+from training.losses import absent_queries, energy_shares, negative_si_snr
 from training.losses.spectral_mae import spectral_mae
 from training.metrics import mixture_metrics
 from training.pool import ClipPool
 from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, SimulationConfig
+from training.tag_terms import TagWeights, tag_terms
 from training.tasks.base import Task
-from training.train_config import TrainConfig
+from training.train_config import TaggedTrainConfig
 
 _VALIDATION_SEED = 1234
 
@@ -65,52 +65,31 @@ class LASSDataConfig:
 
 
 @dataclass(frozen=True)
-class LASSLossConfig:
+class LASSLossConfig(TagWeights):
     """Weights of the terms; 0 leaves a term out. The defaults are the paper's.
 
     ``mae`` is equation (5), with ``relative`` measured in the mixture's mean magnitude. Ours are
-    ``si_snr``, ``absent`` (level of the extraction of a sound that isn't there), ``dense_tags``
-    and ``clip_tags`` (what is heard where, and at all) and ``presence``.
+    ``si_snr``, ``absent`` (level of the extraction of a sound that isn't there) and those of the
+    tags.
     """
 
     mae: float = 1.0
     relative: bool = False
     si_snr: float = 0.0
     absent: float = 0.0
-    dense_tags: float = 0.0
-    clip_tags: float = 0.0
-    presence: float = 0.0
 
 
 @dataclass(frozen=True)
-class LASSTrainConfig(TrainConfig):
-    """``tag_steps``: first steps, with batches of ``tag_batch_size``, that train the encoder and
-    its tags alone."""
+class LASSTrainConfig(TaggedTrainConfig):
+    """The first ``tag_steps`` train the encoder and its tags."""
 
-    tag_steps: int = 0
-    tag_batch_size: int = 32
     data: LASSDataConfig = LASSDataConfig()
     loss: LASSLossConfig = LASSLossConfig()
-
-    @property
-    def first_steps(self) -> int:
-        return self.tag_steps
-
-    def batch_key(self, step: int) -> str:
-        return "tag_batch_size" if step < self.tag_steps else "batch_size"
 
     def check(self, model: LASSConfig) -> None:
         super().check(model)
         loss, data = self.loss, self.data
-        require(data.simulation.seconds == model.window,
-                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
-                f"{model.window}: make them equal")
-        tagging = loss.dense_tags or loss.clip_tags or loss.presence
-        require(not (tagging or self.tag_steps) or model.separator.tag_width > 0,
-                "loss.dense_tags, clip_tags and presence and tag_steps need a model with "
-                "separator.tag_width")
-        require(not self.tag_steps or tagging > 0,
-                "tag_steps need a weight in loss.dense_tags, clip_tags or presence")
+        loss.check_tags(self.tag_steps, model.separator.tag_width, "separator.tag_width")
         require(loss.mae > 0 or loss.si_snr > 0,
                 "loss has no weight above 0 for the extraction")
         require(not data.absent_share or loss.absent > 0,
@@ -266,29 +245,14 @@ class LASSTask(Task):
         Args:
             tokens: (B, L, V) audio side of the tagging space.
         """
-        config, terms, tagger = self.config.loss, {}, self.network.separator.tagger
-        kind, confusable = batch.kind, self.bank.confusable
-        similarity = tagger.similarity(tokens, self.features[batch.sentences])  # B L K
-        if config.dense_tags:
-            shares, weight = self.token_shares(batch.sources)
-            terms["dense_tags"] = config.dense_tags * dense_tag_loss(
-                similarity, kind, shares, weight).mean()
-        if config.clip_tags:
-            terms["clip_tags"] = config.clip_tags * clip_tag_loss(
-                tagger.pool(similarity), kind).mean()
-        if config.presence:
-            logits = tagger.presence(similarity)
-            present = torch.zeros_like(logits).scatter_(1, kind, 1.0) > 0
-            negative = ~present & ~(present.float() @ confusable.float() > 0)
-            loss = presence_bce(logits.flatten(), present.flatten()).view_as(logits)
-            # present and absent sounds weigh the same: confidence 0.5 is an even prior
-            terms["presence"] = config.presence * 0.5 * (
-                (loss * present).sum() / present.sum()
-                + (loss * negative).sum() / negative.sum().clamp(min=1))
-        return terms
+        tagger = self.network.separator.tagger
+        return tag_terms(
+            self.config.loss, tagger.similarity(tokens, self.features[batch.sentences]),
+            batch.kind, lambda: self.token_shares(batch.sources), tagger.presence,
+            self.bank.confusable)
 
     @torch.no_grad()
-    def token_shares(self, sources: Tensor, exponent: float = 0.3) -> tuple[Tensor, Tensor]:
+    def token_shares(self, sources: Tensor) -> tuple[Tensor, Tensor]:
         """Share of each sound in the energy of every token, (B, L, S), and its weight (B, L).
 
         As `training.losses.token_energy_shares`, on the separator's own grid of bands and frames.
@@ -300,11 +264,7 @@ class LASSTask(Task):
             power = torch.matmul(self.network.band_up.t(), power)
         rows, frames = model.separator.pooled
         power = F.avg_pool2d(F.pad(power, (0, -power.shape[-1] % frames)), (rows, frames))
-        power = power.permute(0, 3, 2, 1).flatten(1, 2)                  # B t·r S
-        total = power.sum(-1)
-        weight = total ** exponent
-        return power / total.clamp_min(1e-12)[..., None], \
-            weight / weight.mean(-1, keepdim=True).clamp_min(1e-12)
+        return energy_shares(power.permute(0, 3, 2, 1).flatten(1, 2))    # B t·r S
 
     # -- validation
 
@@ -352,9 +312,8 @@ def extraction_terms(output: LASSOutput, batch: Batch, model: LASSConfig, loss: 
     if len(target) and loss.si_snr:
         terms["si_snr"] = loss.si_snr * negative_si_snr(output.audio[present], target).mean()
     if loss.absent and not present.all():
-        rows, _ = (~present).nonzero(as_tuple=True)
-        terms["absent"] = loss.absent * absent_energy(
-            output.audio[~present], batch.mixture[rows]).sum() / present.numel()
+        terms["absent"] = loss.absent * absent_queries(
+            output.audio, batch.mixture, present).sum() / present.numel()
     return terms
 
 

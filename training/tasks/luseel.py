@@ -28,7 +28,7 @@ from training.pool import ClipPool
 from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tasks.base import Task
-from training.train_config import TrainConfig
+from training.train_config import TaggedTrainConfig
 
 NETWORKS = {"luseel": LuSeeL, "mlp-gcc": MLPGCC}
 _VALIDATION_SEED = 1234
@@ -61,13 +61,12 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LuSeeLTrainConfig(TrainConfig):
-    """``tag_steps``: first steps that train encoder and tagger alone; ``candidate_steps``: first
-    steps that train the tagger of the search's candidates alone; both with batches of
-    ``tag_batch_size`` scenes. ``network``: 'mlp-gcc' is the paper's baseline (mlp_gcc.py)."""
+class LuSeeLTrainConfig(TaggedTrainConfig):
+    """The first ``tag_steps`` train encoder and tagger; ``candidate_steps``: first steps that train
+    the tagger of the search's candidates alone, with the same size of batches. ``network``:
+    'mlp-gcc' is the paper's baseline (mlp_gcc.py)."""
 
     network: Literal["luseel", "mlp-gcc"] = "luseel"
-    tag_steps: int = 0
     candidate_steps: int = 0
     tag_batch_size: int = 24
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -84,30 +83,22 @@ class LuSeeLTrainConfig(TrainConfig):
         """Steps before anything is extracted."""
         return max(self.tag_steps, self.candidate_steps)
 
-    def batch_key(self, step: int) -> str:
-        return "tag_batch_size" if step < self.first_steps else "batch_size"
-
     def check(self, model: LuSeeLConfig) -> None:
         """A :class:`ConfigError` where the run and its model contradict each other."""
         super().check(model)
         loss = self.loss
-        tagging = loss.dense_tags or loss.clip_tags or loss.presence
-        if (tagging or self.tag_steps) and not model.tagging.width:
-            raise ConfigError("loss.dense_tags, clip_tags and presence and tag_steps need a model "
-                              "with tagging.width")
+        loss.check_tags(self.tag_steps, model.tagging.width, "tagging.width")
         if (self.candidate_steps or loss.candidate_tags or loss.selection or loss.trust
                 or loss.masked) and not model.head_search.azimuths:
             raise ConfigError("candidate_steps and loss.candidate_tags, selection, trust and "
                               "masked need a model with head_search.azimuths")
         if self.candidate_steps and not loss.candidate_tags:
             raise ConfigError("candidate_steps need a weight in loss.candidate_tags")
-        if self.tag_steps and not tagging:
-            raise ConfigError("tag_steps need a weight in loss.dense_tags, clip_tags or presence")
         if self.data.ears == "left" and model.use_localization:
             raise ConfigError("data.ears 'left' leaves no direction to learn: switch "
                               "use_localization off")
         if self.network == "mlp-gcc":
-            if self.tag_steps or tagging or model.head_search.azimuths or not loss.doa:
+            if self.tag_steps or loss.tagging or model.head_search.azimuths or not loss.doa:
                 raise ConfigError("the network mlp-gcc has no audio encoder: it needs a weight in "
                                   "loss.doa, and none in loss.dense_tags, clip_tags and presence, "
                                   "no tag_steps and no head_search")
@@ -136,10 +127,6 @@ class LuSeeLTask(Task):
         encoder = TextEncoder(self.network.config.text, device)
         captions = Captions.load() if data.captions else None
         self.bank = QueryBank(self.train_pool.kinds, encoder, captions, data.label_share, device)
-        if data.simulation.seconds != self.network.config.window:
-            raise ConfigError(
-                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
-                f"{self.network.config.window}: make them equal")
         self.simulator = BinauralSimulator(
             self.train_pool, self.hrirs, data.simulation, device, seed, self.bank.confusable)
         self.validation_simulator = BinauralSimulator(

@@ -31,7 +31,7 @@ from training.captions import Captions
 from training.clues.bank import ClipBank
 from training.clues.pictures import read_pictures
 from training.heads import load_head
-from training.losses import (absent_energy, clip_tag_loss, dense_tag_loss, presence_bce,
+from training.losses import (absent_queries, clip_tag_loss, dense_tag_loss, presence_bce,
                              token_energy_shares)
 from training.losses.snr import negative_snr, snr_improvement
 from training.losses.spectrum_l1 import complex_l1
@@ -40,7 +40,7 @@ from training.pool import ClipPool
 from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tasks.base import Task
-from training.train_config import TrainConfig
+from training.train_config import TaggedTrainConfig
 
 CLUES = ("tag", "text", "video")
 _VALIDATION_SEED = 1234
@@ -104,30 +104,18 @@ class MultiClueLossConfig:
 
 
 @dataclass(frozen=True)
-class MultiClueTrainConfig(TrainConfig):
-    """``tag_steps``: first steps, with batches of ``tag_batch_size``, that train the taggers alone;
-    ``tag_clue_steps``: steps after these with the tag as the only clue (the paper's first stage).
-    """
+class MultiClueTrainConfig(TaggedTrainConfig):
+    """The first ``tag_steps`` train the taggers. ``tag_clue_steps``: steps after these with the tag
+    as the only clue (the paper's first stage)."""
 
-    tag_steps: int = 0
     tag_batch_size: int = 24
     tag_clue_steps: int = 0
     data: MultiClueDataConfig = field(default_factory=MultiClueDataConfig)
     loss: MultiClueLossConfig = field(default_factory=MultiClueLossConfig)
 
-    @property
-    def first_steps(self) -> int:
-        return self.tag_steps
-
-    def batch_key(self, step: int) -> str:
-        return "tag_batch_size" if step < self.tag_steps else "batch_size"
-
     def check(self, model: MultiClueConfig) -> None:
         super().check(model)
         loss, data = self.loss, self.data
-        require(data.simulation.seconds == model.window,
-                f"data.simulation.seconds is {data.simulation.seconds}, but the model's window is "
-                f"{model.window}: make them equal")
         require(loss.snr > 0 or loss.l1 > 0, "loss has no weight above 0 for the extraction")
         require(not loss.dense_tags or model.backbone.matching > 0,
                 "loss.dense_tags needs a model with backbone.matching")
@@ -385,9 +373,8 @@ def extraction_terms(output: MultiClueOutput, mixture: Tensor, sources: Tensor, 
             terms["l1"] = loss.l1 * complex_l1(
                 output.spectrum[present], stft(target, config), stft(heard, config)).mean()
     if loss.absent and not present.all():
-        rows, _ = (~present).nonzero(as_tuple=True)
-        terms["absent"] = loss.absent * absent_energy(
-            output.audio[~present][:, None], mixture[rows][:, None]).sum() / present.numel()
+        terms["absent"] = loss.absent * absent_queries(
+            output.audio, mixture, present).sum() / present.numel()
     if loss.presence:
         # as many weights for absent sounds as for present ones
         share = present.float().mean().clamp(0.05, 0.95)

@@ -104,9 +104,6 @@ class TselTrainConfig(TrainConfig):
                               "features")
         if self.data.moving_share and model.output != "frames":
             raise ConfigError("data.moving_share needs a model whose output is 'frames'")
-        if self.data.simulation.seconds != model.window:
-            raise ConfigError(f"data.simulation.seconds is {self.data.simulation.seconds}, but the "
-                              f"model's window is {model.window}: make them equal")
         if not self.loss.direction:
             raise ConfigError("loss.direction must be above 0: there is nothing else to give")
 
