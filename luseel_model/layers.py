@@ -6,9 +6,13 @@ renaming prefixes (test/test_parity.py). Axis letters: B batch, C channels, F fr
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_MAX_PERIOD = 10000.0  # of sinusoidal positions
 
 
 class LayerScale(nn.Module):
@@ -127,6 +131,33 @@ class FrequencyEmbedding(nn.Module):
     def forward(self) -> Tensor:
         """(1, C, F, 1)"""
         return (self.embedding.weight * self.SCALE).t()[None, :, :, None]
+
+
+def position_embedding_1d(length: int, width: int, device=None) -> Tensor:
+    """Sinusoidal positions, (length, width): cosines, then sines (HTDemucs)."""
+    half = width // 2
+    position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+    rates = _MAX_PERIOD ** (torch.arange(half, device=device) / (half - 1))
+    phase = position / rates
+    return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+
+def position_embedding_2d(bins: int, frames: int, width: int, device=None) -> Tensor:
+    """Sinusoidal positions of (frame, frequency) tokens, frequency fastest: (frames·bins, width).
+
+    The first half of the channels carries the frame, the second the frequency, sine and cosine
+    interleaved (HTDemucs).
+    """
+    half = width // 2
+    rates = torch.exp(torch.arange(0, half, 2, device=device) * (-math.log(_MAX_PERIOD) / half))
+
+    def interleaved(length: int) -> Tensor:
+        phase = torch.arange(length, device=device, dtype=torch.float32)[:, None] * rates
+        return torch.stack([phase.sin(), phase.cos()], dim=-1).reshape(length, half)
+
+    time = interleaved(frames)[:, None].expand(frames, bins, half)
+    frequency = interleaved(bins)[None].expand(frames, bins, half)
+    return torch.cat([time, frequency], dim=-1).reshape(frames * bins, width)
 
 
 class FiLM(nn.Module):

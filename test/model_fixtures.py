@@ -105,6 +105,21 @@ def write_corpus(folder, clips):
     return folder
 
 
+def write_tones(folder, tones, spread=40):
+    """Write a corpus of kinds that are easy to tell apart. ``tones``: kind -> frequency (Hz) of its
+    first recording, each further one ``spread`` Hz higher; None: hiss."""
+    def clip(tone, i):
+        if tone is None:
+            return np.diff(noise(10001, seed=i, level=0.15).numpy())
+        time = np.arange(10000) / 16000
+        return 0.5 * np.sin(2 * np.pi * (tone + spread * i) * time)
+
+    return write_corpus(folder, {
+        split: [(kind, f"{kind}{split}{i}", clip(tone, i + first))
+                for kind, tone in tones.items() for i in range(count)]
+        for split, count, first in (("train", 4, 0), ("valid", 2, 4))})
+
+
 def in_step(trainer, step, action):
     """Call ``action`` in the middle of a step: chance was used, but nothing learnt yet."""
     losses = trainer.losses

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from model_fixtures import merged, noise, write_corpus
+from model_fixtures import merged, noise, write_tones
 from test_id_uss import TINY
 
 from luseel_model.checkpoint import load_network
@@ -20,7 +20,7 @@ from training.tasks.id_uss import (Batch, IDUSSLossConfig, IDUSSTask, IDUSSTrain
 from training.train_config import load_train_config
 from training.trainer import Trainer
 
-KINDS = ("high tone", "hissing", "low tone", "middle tone")
+TONES = {"high tone": 3000, "hissing": None, "low tone": 300, "middle tone": 450}
 CONCEPTS = {"whistle": "high tone", "tuba": "low tone;middle tone"}  # nothing shows hissing
 IMAGE = ImageConfig(**TINY["image"])
 
@@ -34,18 +34,8 @@ def vector(concept, number):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Four kinds that are easy to tell apart, three of which have pictures."""
-    def clip(kind, i):
-        time = np.arange(10000) / 16000
-        if kind == "hissing":
-            return np.diff(noise(10001, seed=i, level=0.15).numpy())
-        tone = {"low tone": 300, "middle tone": 450, "high tone": 3000}[kind]
-        return 0.5 * np.sin(2 * np.pi * (tone + 20 * i) * time)
-
     folder = tmp_path_factory.mktemp("data")
-    write_corpus(folder / "packed", {
-        split: [(kind, f"{kind}{split}{i}", clip(kind, i + first))
-                for kind in KINDS for i in range(count)]
-        for split, count, first in (("train", 4, 0), ("valid", 2, 4))})
+    write_tones(folder / "packed", TONES, spread=20)
     rows, vectors = [], []
     for split, count in (("train", 3), ("valid", 2)):
         for concept in CONCEPTS:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from model_fixtures import merged, minilm, noise, write_corpus
+from model_fixtures import merged, minilm, write_tones
 from test_lass import PAPER, TINY
 
 from luseel_model.checkpoint import load_network
@@ -15,23 +15,13 @@ from training.tasks.lass import LASSTask, LASSTrainConfig, extraction_terms
 from training.train_config import load_train_config
 from training.trainer import Trainer
 
-KINDS = ("high tone", "hissing", "low tone")
+TONES = {"high tone": 3000, "hissing": None, "low tone": 300}
+KINDS = tuple(TONES)
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Three kinds that are easy to tell apart."""
-    def clip(kind, i):
-        time = np.arange(10000) / 16000
-        if kind == "hissing":
-            return np.diff(noise(10001, seed=i, level=0.15).numpy())
-        return 0.5 * np.sin(2 * np.pi * (({"low tone": 300, "high tone": 3000}[kind]) + 40 * i)
-                            * time)
-
-    return write_corpus(tmp_path_factory.mktemp("data") / "packed", {
-        split: [(kind, f"{kind}{split}{i}", clip(kind, i + first))
-                for kind in KINDS for i in range(count)]
-        for split, count, first in (("train", 4, 0), ("valid", 2, 4))})
+    return write_tones(tmp_path_factory.mktemp("data") / "packed", TONES)
 
 
 @pytest.fixture(autouse=True)

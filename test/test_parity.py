@@ -5,8 +5,8 @@ import torch
 from model_fixtures import changed, make_network, noise
 
 from luseel_model.features import istft, stft
-from luseel_model.layers import FrequencyEmbedding
-from luseel_model.luseel.transformer import position_embedding_1d, position_embedding_2d
+from luseel_model.layers import (FrequencyEmbedding, position_embedding_1d,
+                                 position_embedding_2d)
 
 pytest.importorskip("demucs", reason="the reference network: pip install --no-deps demucs")
 demucs_transformer = pytest.importorskip("demucs.transformer")

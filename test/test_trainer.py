@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from model_fixtures import (TINY, changed, in_step, make_network, merged, minilm, noise,
-                            write_corpus)
+from model_fixtures import (TINY, changed, in_step, make_network, merged, minilm,
+                            write_tones)
 
 from luseel_model.checkpoint import load_network, read_checkpoint, save_checkpoint
 from luseel_model.config import build_config
@@ -26,17 +26,8 @@ CLOCK = ("steps_per_s", "simulation_scenes_per_s", "network_scenes_per_s")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Two kinds that are easy to tell apart: low tones and hiss."""
-    def clip(kind, i):
-        time = np.arange(10000) / 16000
-        if kind == "low tone":
-            return 0.5 * np.sin(2 * np.pi * (300 + 40 * i) * time)
-        return np.diff(noise(10001, seed=i, level=0.15).numpy())
-
-    return write_corpus(tmp_path_factory.mktemp("data") / "packed", {
-        split: [(kind, f"{kind}{split}{i}", clip(kind, i + first))
-                for kind in ("low tone", "hissing") for i in range(count)]
-        for split, count, first in (("train", 4, 0), ("valid", 2, 4))})
+    return write_tones(tmp_path_factory.mktemp("data") / "packed",
+                       {"low tone": 300, "hissing": None})
 
 
 @pytest.fixture(autouse=True)

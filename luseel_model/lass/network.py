@@ -258,6 +258,14 @@ class ResUNet(nn.Module):
             tokens = self.tagger.audio(x.permute(0, 3, 2, 1).flatten(1, 2))
         return Encoded(skips, x, tokens)
 
+    def match(self, encoded: Encoded, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, Q, E) against what is heard → similarity (B, L, Q) of the tag tokens, and the
+        same as ``fit`` for :meth:`decode`."""
+        similarity = self.tagger.similarity(encoded.tag_tokens, features)
+        rows, frames = encoded.x.shape[-2:]
+        fit = similarity.transpose(1, 2).flatten(0, 1).unflatten(-1, (frames, rows))
+        return similarity, fit.transpose(1, 2)[:, None]
+
     def decode(self, encoded: Encoded, query: Tensor, fit: Tensor | None) -> Tensor:
         """``query`` (B·Q, W), ``fit`` (B·Q, 1, r, t) or None → (B·Q, R, T) logits."""
         count = len(query) // len(encoded.x)
@@ -348,12 +356,10 @@ class LASSNet(nn.Module):
             encoded = self.separator.encode(x, None)
         similarity = presence = fit = None
         if encoded.tag_tokens is not None:
-            similarity = self.separator.tagger.similarity(
-                encoded.tag_tokens, features.repeat_interleave(ears, 0)).transpose(1, 2)
-            presence = self.separator.tagger.presence(similarity.transpose(1, 2))
+            similarity, fit = self.separator.match(encoded, features.repeat_interleave(ears, 0))
+            presence = self.separator.tagger.presence(similarity)
             presence = presence.unflatten(0, (batch, ears)).amax(1)
-            rows, frames = encoded.x.shape[-2:]
-            fit = similarity.flatten(0, 1).unflatten(-1, (frames, rows)).transpose(1, 2)[:, None]
+            similarity = similarity.transpose(1, 2)
         logits = self.separator.decode(encoded, query.flatten(0, 1), fit)
         with torch.autocast(mixture.device.type, enabled=False):
             mask = self.masks(logits, spectrum.shape[-1])

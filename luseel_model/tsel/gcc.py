@@ -12,7 +12,7 @@ from transformers import ResNetConfig as TransformersResNetConfig
 from transformers import ResNetModel
 
 from ..config import AZIMUTH_BINS
-from ..luseel.transformer import position_embedding_1d
+from ..layers import position_embedding_1d
 from ..text import sentence_embedding
 from .config import TselConfig
 from .features import gcc_maps

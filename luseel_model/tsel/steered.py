@@ -131,9 +131,7 @@ class SteeredNetwork(nn.Module):
         with torch.autocast(magnitude.device.type, enabled=False):
             x = self.separator.inputs(magnitude)
         encoded = network.encode(x, None)
-        similarity = network.tagger.similarity(encoded.tag_tokens, sentence)  # B L Q
-        rows, frames = encoded.x.shape[-2:]
-        fit = similarity.transpose(1, 2).reshape(-1, frames, rows).transpose(1, 2)[:, None]
+        similarity, fit = network.match(encoded, sentence)
         logits = network.decode(encoded, self.separator.query(sentence).flatten(0, 1), fit)
         return Heard(logits.float().unflatten(0, (batch, queries))[..., :magnitude.shape[-1]],
                      network.tagger.presence(similarity))

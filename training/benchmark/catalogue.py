@@ -293,6 +293,16 @@ def sample_hash(samples: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(samples, "<i2").tobytes()).hexdigest()[:16]
 
 
+def usable_recordings(pool: ClipPool) -> tuple[list[BenchmarkRecording], list[np.ndarray]]:
+    """The recordings of a pool that are of a kind that training has, and their samples."""
+    start, length = pool.start.tolist(), pool.length.tolist()
+    samples = pool.samples.cpu().numpy()
+    usable = [i for i in range(len(pool)) if int(pool.kind[i]) >= 0]
+    clips = [samples[start[i]:start[i] + length[i]] for i in usable]
+    return [BenchmarkRecording(pool.names[i], pool.labels[i], pool.groups[i], length[i],
+                               sample_hash(clip)) for i, clip in zip(usable, clips)], clips
+
+
 @dataclass(frozen=True)
 class Found:
     """Where the catalogue's recordings are in a pool.
@@ -439,13 +449,8 @@ def make_catalogue(folder: str | Path, pool: ClipPool, captions: Captions,
     """
     generator = np.random.default_rng(seed)
     window = round(seconds * SAMPLE_RATE)
-    usable = [i for i in range(len(pool)) if int(pool.kind[i]) >= 0]
-    kinds = [pool.labels[i] for i in usable]
-    start, length = pool.start.tolist(), pool.length.tolist()
-    samples = pool.samples.cpu().numpy()
-    clips = [samples[start[i]:start[i] + length[i]] for i in usable]
-    recordings = [BenchmarkRecording(pool.names[i], pool.labels[i], pool.groups[i], length[i],
-                                     sample_hash(clip)) for i, clip in zip(usable, clips)]
+    recordings, clips = usable_recordings(pool)
+    kinds = [recording.kind for recording in recordings]
     near = {kind: captions.confusable(kind) for kind in pool.kinds}
     drawn = draw_rooms(rooms) if rooms else []
     scenes, sounds = [], []

@@ -22,9 +22,9 @@ import torch
 from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
 from training import SAMPLE_RATE
-from training.benchmark.catalogue import (BenchmarkRecording, BenchmarkScene, Catalogue, Sound,
-                                          load_catalogue, sample_hash, spread_kinds,
-                                          start_in_window, write_catalogue)
+from training.benchmark.catalogue import (BenchmarkScene, Catalogue, Sound, load_catalogue,
+                                          spread_kinds, start_in_window, usable_recordings,
+                                          write_catalogue)
 from training.captions import Captions
 from training.evaluation import without_clashes
 from training.heads import load_head
@@ -84,13 +84,8 @@ def make_mixtures(folder: str | Path, pool: ClipPool, captions: Captions, versio
     """
     generator = np.random.default_rng(seed)
     window = round(seconds * SAMPLE_RATE)
-    usable = [i for i in range(len(pool)) if int(pool.kind[i]) >= 0]
-    kinds = [pool.labels[i] for i in usable]
-    start, length = pool.start.tolist(), pool.length.tolist()
-    samples = pool.samples.cpu().numpy()
-    clips = [samples[start[i]:start[i] + length[i]] for i in usable]
-    recordings = [BenchmarkRecording(pool.names[i], pool.labels[i], pool.groups[i], length[i],
-                                     sample_hash(clip)) for i, clip in zip(usable, clips)]
+    recordings, clips = usable_recordings(pool)
+    kinds = [recording.kind for recording in recordings]
     near = {kind: captions.confusable(kind) for kind in pool.kinds}
     slots = without_clashes(spread_kinds(kinds, 2 * mixtures, generator).reshape(mixtures, 2), kinds,
                             near, generator)
