@@ -27,6 +27,7 @@ from .features import pair_phases, spectra, steered_response, steering, without_
 _EPS = 1e-10
 _MASKS = 4   # see SteeredNetwork.weights
 _SURE = 1    # the one of them whose peak is the answer of an untrained reader
+_BLEND = 20.0
 
 
 @dataclass
@@ -59,13 +60,15 @@ class Steered:
 class CircleReader(nn.Module):
     """Reads steered maps over the directions, all of them alike: circular convolutions.
 
-    At first the answer is the peak of the maps of the ``sure`` mask. ``over_time`` lets neighbouring
-    frames of a moving sound know of each other.
+    At first the answer is the peak of the maps of the ``sure`` mask. It is told how high the peak of
+    each map is: where what the words picked has no direction, the other maps must speak. ``over_time``
+    lets neighbouring frames of a moving sound know of each other.
     """
 
     def __init__(self, maps: int, sure: slice, channels: int, layers: int, over_time: bool):
         super().__init__()
-        self.first = nn.Conv2d(maps, channels, 1)
+        self.first = nn.Conv2d(2 * maps, channels, 1)  # maps and the heights of their peaks
+        nn.init.zeros_(self.first.weight[:, maps:])
         self.layers = nn.ModuleList(
             nn.Conv2d(channels, channels, (1, 7), dilation=(1, 4**i)) for i in range(layers))
         self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(layers))
@@ -80,17 +83,33 @@ class CircleReader(nn.Module):
         self.direct = nn.Conv2d(maps, 1, 1, bias=False)
         nn.init.zeros_(self.direct.weight)
         nn.init.constant_(self.direct.weight[:, sure], 20.0 / (sure.stop - sure.start) ** 0.5)
+        # how the maps are blended is learnt by a part of its own, scaled as ``direct`` is: steps of
+        # the learning rate would leave weights of this size as they are
+        self.blend = nn.Conv2d(maps, 1, 1, bias=False)
+        nn.init.zeros_(self.blend.weight)
+        self.register_load_state_dict_pre_hook(_grow_reader)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, maps, T, 360) → (B, T, 360)."""
-        x = self.first(maps)
+        heights = maps.amax(-1, keepdim=True).expand_as(maps)
+        x = self.first(torch.cat([maps, heights], 1))
         for i, (conv, norm) in enumerate(zip(self.layers, self.norms)):
             around = 3 * conv.dilation[1]
             y = F.gelu(conv(F.pad(norm(x), (around, around, 0, 0), mode="circular")))
             if len(self.times):
                 y = y + self.times[i](y)
             x = x + y
-        return (self.last(x) + self.direct(maps))[:, 0]
+        return (self.last(x) + self.direct(maps) + _BLEND * self.blend(maps))[:, 0]
+
+
+def _grow_reader(reader: CircleReader, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Weights of a reader that wasn't told the heights: what it lacks starts at zero."""
+    first, wanted = f"{prefix}first.weight", reader.first.weight
+    if first in state and state[first].shape[1] < wanted.shape[1]:
+        grown = torch.zeros_like(wanted)
+        grown[:, :state[first].shape[1]] = state[first]
+        state[first] = grown
+        state.setdefault(f"{prefix}blend.weight", torch.zeros_like(reader.blend.weight))
 
 
 class SteeredNetwork(nn.Module):

@@ -8,6 +8,7 @@ aren't there.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -313,8 +314,8 @@ class TselTask(Task):
                 output.share.float(), share.clamp(0, 1), reduction="none")
             terms["share"] = config.share * (loss * weight).mean()
         if config.presence:
-            terms["presence"] = config.presence * presence_bce(
-                output.presence.flatten(), (batch.asked >= 0).flatten()).mean()
+            terms["presence"] = config.presence * balanced_presence(
+                output.presence.flatten(), (batch.asked >= 0).flatten())
         return terms
 
     # -- validation
@@ -344,8 +345,9 @@ class TselTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Over fixed scenes of the valid split, by labels; ``score`` is the mean absolute error of
-        two directional sounds (of moving ones where the network is trained on these)."""
+        """Over fixed scenes of the valid split, by labels. ``score`` is the mean absolute error of
+        moving sounds where the network is trained on these; else the geometric mean of those of two
+        directional sounds and of one with an additive sound, which differ by much."""
         config = self.config.validation
         result: dict[str, float] = {}
         for name, simulator in self._valid.items():
@@ -357,7 +359,8 @@ class TselTask(Task):
                     for batch in tqdm(self._fixed[name], desc=name, leave=False)]
             for key in ("mae", "right"):
                 result[f"{name}_{key}"] = float(torch.cat([row[key] for row in rows]).mean())
-        return {"score": result.get("moving_mae", result.get("two_mae", 0.0)), **result}
+        maes = [value for key, value in result.items() if key.endswith("_mae")]
+        return {"score": math.prod(maes) ** (1 / len(maes)), **result}
 
     # -- state
 
@@ -374,6 +377,21 @@ class TselTask(Task):
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.train_pool.kinds, "rooms": self.config.data.scenes.bank}
+
+
+def balanced_presence(logits: Tensor, present: Tensor) -> Tensor:
+    """Cross-entropy of the presence with present and absent queries weighing the same, however
+    many of either there are: half the mean over the ones, half over the others.
+
+    Args:
+        logits: (N,).
+        present: (N,) bool.
+    Returns:
+        () nats.
+    """
+    loss = presence_bce(logits, present)
+    halves = [(loss * part).sum() / part.sum().clamp(min=1) for part in (present, ~present)]
+    return 0.5 * (halves[0] + halves[1])
 
 
 TASK = TselTask
