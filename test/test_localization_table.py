@@ -10,10 +10,11 @@ from luseel_model.angles import angular_error
 from luseel_model.errors import ConfigError
 from model_fixtures import write_corpus
 from training.arrays.rooms import make_bank
+from training.localization_table.__main__ import _start, main
 from training.localization_table.evaluate import (CELLS, TRACK_HOP, Cell, HeldOutScenes, answer,
-                                                  find_cells, run_cell)
+                                                  find_cells, is_present, run_cell)
 from training.localization_table.systems import PAPER_ONE, PAPER_TWO, SYSTEMS, Loudest
-from training.localization_table.table import make_table, write_table
+from training.localization_table.table import make_table, summary, write_table
 
 RATE = 16000
 
@@ -37,15 +38,19 @@ def scenes(data, key):
 
 
 class Knowing:
-    """Answers what the scene says, ``off`` degrees wrong."""
+    """Answers what the scene says, ``off`` degrees wrong, and is ``absent`` sure of what isn't
+    there."""
 
     name, moving = "knowing", False
 
-    def __init__(self, made, off=0.0):
-        self.off, self.left = off, list(made)
+    def __init__(self, made, off=0.0, absent=0.2):
+        self.off, self.left, self.absent = off, list(made), absent
 
     def locate(self, audio, queries):
-        return (self.left.pop(0).azimuth + self.off) % 360
+        scene = self.left.pop(0)
+        assert queries == [*scene.labels, scene.absent]
+        there = [query in scene.labels for query in queries]
+        return (np.append(scene.azimuth, 0.0) + self.off) % 360, np.where(there, 0.9, self.absent)
 
 
 def test_scenes_are_the_same_every_time(data):
@@ -53,6 +58,8 @@ def test_scenes_are_the_same_every_time(data):
     first, second = list(made(3)), list(made(2))
     assert all(np.array_equal(a.audio, b.audio) for a, b in zip(first, second))
     assert first[0].audio.shape == (4, RATE) and len(first[0].labels) == 2
+    assert [a.absent for a in first[:2]] == [b.absent for b in second]
+    assert all(scene.absent not in scene.labels for scene in first)
     assert len(set(first[0].labels)) == 2
     _, additive = scenes(data, "additive")
     assert all(len(scene.labels) == 1 and np.isfinite(scene.azimuth).all()
@@ -63,14 +70,19 @@ def test_rows_and_resumption(data, tmp_path):
     cell, made = scenes(data, "two")
     path = tmp_path / "knowing" / "two.csv"
     rows = run_cell(Knowing(made(2), 4.0), cell, made, 2, path)
-    assert [float(row["error"]) for row in rows] == pytest.approx([4.0] * 4, abs=1e-3)
-    assert all(float(row["right"]) == 1.0 for row in rows)
-    more = Knowing(list(made(3))[2:], 9.0)  # asked for the third scene alone
+    assert [is_present(row) for row in rows] == [True, True, False] * 2
+    there = [row for row in rows if is_present(row)]
+    assert [float(row["error"]) for row in there] == pytest.approx([4.0] * 4, abs=1e-3)
+    assert all(float(row["right"]) == 1.0 for row in there)
+    more = Knowing(list(made(3))[2:], 9.0, absent=0.95)  # asked for the third scene alone
     rows = run_cell(more, cell, made, 3, path)
-    assert [round(float(row["error"])) for row in rows] == [4, 4, 4, 4, 9, 9] and not more.left
-    assert len(run_cell(None, cell, made, 2, path)) == 4
+    assert [round(float(row["error"])) for row in rows if is_present(row)] == [4] * 4 + [9] * 2
+    assert not more.left and len(run_cell(None, cell, made, 2, path)) == 6
     with open(path, newline="") as file:
-        assert len(list(csv.DictReader(file))) == 6
+        assert len(list(csv.DictReader(file))) == 9
+    # one of three absent ones is surer than all present ones, the others less: two pairs of three
+    assert "AUROC 0.67" in summary(rows) and "absent above 0.5: 33%" in summary(rows)
+    assert "MAE 5.67°" in summary(rows)
 
 
 def test_moving_scenes_are_judged_over_time(data):
@@ -89,15 +101,19 @@ def test_moving_scenes_are_judged_over_time(data):
             near = [round(t * RATE / TRACK_HOP) for t in self.model.config.frame_times]
             return torch.from_numpy(scene.azimuth[:, near]).float()
 
-    error = angular_error(answer(Follower(), scene, cell), scene.azimuth)
+    found, confidence = answer(Follower(), scene, cell)
+    error = angular_error(found, scene.azimuth)
+    assert np.isnan(confidence).all()
     assert error.max() <= 60 * 0.125 + 0.1
     class Still:
         moving = False
 
         def locate(self, audio, queries):
-            return scene.azimuth[:, 50]
+            return np.append(scene.azimuth[:, 50], 0.0), np.array([0.7, 0.6, 0.1])
 
-    still = angular_error(answer(Still(), scene, cell), scene.azimuth)
+    found, confidence = answer(Still(), scene, cell)
+    assert confidence.tolist() == [0.7, 0.6, 0.1]
+    still = angular_error(found, scene.azimuth)
     assert still.shape == scene.azimuth.shape and still.mean() >= error.mean()
 
 
@@ -105,8 +121,8 @@ def test_loudest_needs_no_words(data):
     _, made = scenes(data, "additive")
     errors = []
     for scene in made(6):
-        found = Loudest().locate(scene.audio, ["anything"] * 2)
-        assert found.shape == (2,) and found[0] == found[1]
+        found, sure = Loudest().locate(scene.audio, ["anything"] * 2)
+        assert found.shape == (2,) and found[0] == found[1] and np.isnan(sure).all()
         errors.append(float(angular_error(found[0], scene.azimuth[0])))
     assert np.median(errors) < 6
 
@@ -133,6 +149,20 @@ def test_the_papers_figures():
     """Tables I and II of the paper."""
     assert [row[-1] for row in PAPER_ONE] == [1.34, 32.15, 43.3, 37.18, 33.61]
     assert [row[-1] for row in PAPER_TWO] == [45.58, 47.92, 48.71, 49.18]
+
+
+def test_what_a_training_starts_from(tmp_path):
+    (frames,) = [system for system in SYSTEMS if system.key == "tsel-frames-small"]
+    assert _start(frames, tmp_path) == "tsel-small", "what is shipped"
+    own = tmp_path / "tsel-small" / "best.safetensors"
+    own.parent.mkdir()
+    own.touch()
+    assert _start(frames, tmp_path) == own and _start(SYSTEMS[0], tmp_path) is None
+
+
+def test_a_checkpoint_is_of_one_system(capsys):
+    assert main(["evaluate", "--checkpoint", "tsel-small"]) == 2
+    assert "--systems" in capsys.readouterr().err
 
 
 def test_names():

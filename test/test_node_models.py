@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("rclpy")
 
@@ -132,6 +133,38 @@ def test_the_shipped_separator_pulls_the_dog_out_of_the_mixture():
         return np.corrcoef(out[:, RATE:].ravel(), other.ravel())[0, 1]
 
     assert likeness(dog) > 0.75 > 0.45 > likeness(rooster), (likeness(dog), likeness(rooster))
+
+
+def test_the_shipped_localizer_hears_with_four_microphones_where_each_sound_is():
+    """tsel-small itself: the demo's dog and rooster as plane waves at the square, both asked for."""
+    from test_shipped import scene_tracks
+
+    from luseel_model import load_model
+    from luseel_model.arrays import SQUARE
+    from training.arrays.simulation import plane_wave
+    places = {"dog": 40.0, "rooster": 200.0}
+    parts = [torch.from_numpy(track[int(azimuth > 180)])  # what the nearer ear hears
+             for track, azimuth in zip(scene_tracks(4.0), places.values())]
+    mixture = sum(plane_wave(part / part.square().mean().sqrt() * 0.05, SQUARE, azimuth)
+                  for part, azimuth in zip(parts, places.values())).numpy()
+    with running(load=lambda name, device: load_model(name, "cpu"), model="tsel-small",
+                 hop=0.5) as (_, peer):
+        assert peer.connected()
+        for query, text in (("dog", "dog barking"), ("rooster", "rooster crowing")):
+            assert peer.request(id=query, text=text).success
+        for start in range(0, mixture.shape[1], 1600):
+            stamp = conversions.ns_to_time(T0 + start * 62_500)
+            peer.audio.publish(conversions.array_to_chunk(
+                mixture[:, start:start + 1600], RATE, start,
+                Header(stamp=stamp, frame_id="array")))
+            peer.spin(0.02)
+        assert peer.until(lambda: min(len(peer.events_of(q)) for q in places) >= 8, WAIT)
+        for query, azimuth in places.items():
+            events = peer.events_of(query)[3:]  # whole windows
+            off = [math.remainder(math.degrees(event.azimuth) - azimuth, 360) for event in events]
+            sure = max(range(len(off)), key=lambda i: events[i].confidence)
+            assert abs(off[sure]) < 10 and abs(np.median(off)) < 10, (query, off)
+        assert not peer.extracted and "extracted" not in peer.topics()
 
 
 @pytest.mark.parametrize("array", [False, True])

@@ -18,7 +18,7 @@ from training.arrays.rooms import DATA_FOLDER, make_bank
 from training.corpus import toy
 from training.localization_table.evaluate import CELLS, HeldOutScenes, find_cells, run_cell
 from training.localization_table.systems import SYSTEMS, Loudest, System, Trained, system_name
-from training.localization_table.table import write_table
+from training.localization_table.table import summary, write_table
 from training.train import add_run_options, run_command
 from training.trainer import Trainer, load_train_config
 
@@ -44,6 +44,14 @@ def rooms(args: argparse.Namespace) -> int:
     return 0
 
 
+def _start(system: System, runs: Path) -> str | Path | None:
+    """Checkpoint that a system's training starts from."""
+    if not system.start:
+        return None
+    own = runs / system.start / "best.safetensors"
+    return own if own.is_file() else system.start
+
+
 def train(args: argparse.Namespace) -> int:
     """Train the systems one after the other."""
     deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
@@ -56,7 +64,8 @@ def train(args: argparse.Namespace) -> int:
         if left is not None and left <= 0:
             print(f"stopped before {config.name}; the same command goes on")
             return 0
-        trainer = Trainer(config, Path(args.runs) / system_name(system.key), args.device)
+        trainer = Trainer(config, Path(args.runs) / system_name(system.key), args.device,
+                          _start(system, Path(args.runs)))
         print(f"{config.name}: {trainer.network.parameter_count() / 1e6:.2f} M parameters, from "
               f"step {trainer.step} to {config.steps}")
         if trainer.step < config.steps:
@@ -66,21 +75,22 @@ def train(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Ask every system for the sounds of every cell that it can answer about."""
+    if args.checkpoint and len(args.systems or ()) != 1:
+        raise ConfigError("--checkpoint is of one system: name it with --systems")
     for cell in find_cells(args.cells):
         scenes = HeldOutScenes(cell, args.packed, args.rooms)
         for system in _systems(args.systems):
             if system.moving and not cell.moving:
                 continue
             name = system_name(system.key)
-            path = Path(args.runs) / name / "best.safetensors"
-            if system.key and not path.is_file():
+            path = args.checkpoint or Path(args.runs) / name / "best.safetensors"
+            if system.key and not args.checkpoint and not path.is_file():
                 print(f"{name} left out: no {path}")
                 continue
             ready = Trained.load(path, name) if system.key else Loudest()
             rows = run_cell(ready, cell, scenes, args.scenes,
                             Path(args.results) / name / f"{cell.key}.csv")
-            mae = sum(float(row["error"]) for row in rows) / len(rows)
-            print(f"{name}, {cell.title}: MAE {mae:.2f}° of {len(rows)} queries")
+            print(f"{name}, {cell.title}: {summary(rows)}")
     return 0
 
 
@@ -111,6 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     tested.add_argument("--scenes", type=int, default=200, help="of each cell")
     tested.add_argument("--cells", nargs="+", help="only these: "
                         + ", ".join(cell.key for cell in CELLS))
+    tested.add_argument("--checkpoint", help="of the one system given: a path, or the name of a "
+                        "shipped one (default: the best of its run)")
     tested.add_argument("--threads", type=int, help="CPU threads")
     tabled = command("table", make_table, "Write the tables from the results.")
     tabled.add_argument("--out", default="docs/reports/localization_table",

@@ -22,7 +22,9 @@ from training.simulation import SimulationConfig
 
 #: Azimuths of moving sounds are kept this often (samples).
 TRACK_HOP = 160
-FIELDS = ("scene", "label", "recording", "azimuth", "error", "right")
+#: Of a sound that isn't in the scene: ``present`` 0, the scene's first recording, no direction.
+FIELDS = ("scene", "label", "recording", "azimuth", "error", "right", "present", "confidence")
+_ABSENT_SEED = 770_000
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ CELLS = (
 @dataclass
 class HeldOutScene:
     """A scene: ``audio`` (M, N), and of each sound that is asked for its label, its recording and
-    its direction, (Q,), or (Q, T) every :data:`TRACK_HOP` samples."""
+    its direction, (Q,), or (Q, T) every :data:`TRACK_HOP` samples; ``absent``: the label of a sound
+    that isn't there."""
 
     audio: np.ndarray
     labels: list[str]
     recordings: list[str]
     azimuth: np.ndarray
+    absent: str
 
 
 class HeldOutScenes:
@@ -77,14 +81,15 @@ class HeldOutScenes:
             level_db=(-25.0, -25.0), sensor_db=(50.0, 50.0), swap_ears=0.0, head_size=None)
         scenes = ArraySceneConfig(rooms=str(rooms), bank=path_bank if cell.moving else bank,
                                   additive_share=float(cell.additive))
+        self._confusable = _confusable(self.pool.kinds)
         self._simulator = ArraySimulator(self.pool, sounds, scenes, seed=77, split="test",
-                                         confusable=_confusable(self.pool.kinds))
+                                         confusable=self._confusable)
 
     def __call__(self, count: int) -> Iterator[HeldOutScene]:
         """The first ``count`` scenes."""
         make = self._simulator
         make.generator.manual_seed(77)
-        for _ in range(count):
+        for index in range(count):
             plan = make.draw(1, 2)
             if self.cell.moving:
                 low, high = make.scenes.speed
@@ -98,7 +103,19 @@ class HeldOutScenes:
             rows = plan.recording[0, :asked].tolist()
             yield HeldOutScene(scene.mixture[0].numpy(), [self.pool.labels[i] for i in rows],
                             [self.pool.names[i] for i in rows],
-                            scene.azimuth[0, :asked].numpy().astype(np.float64))
+                            scene.azimuth[0, :asked].numpy().astype(np.float64),
+                            self._absent(plan.recording[0], index))
+
+    def _absent(self, recordings: torch.Tensor, index: int) -> str:
+        """A label that nothing in scene ``index`` could be called by."""
+        kinds = self.pool.kind
+        near = self._confusable[kinds[recordings]].any(0)
+        free = ((kinds >= 0) & ~near[kinds]).nonzero()[:, 0]
+        if not len(free):
+            raise ConfigError("the test recordings are of too few sorts to ask for a sound that "
+                              "isn't there: pack more of them")
+        chance = torch.Generator().manual_seed(_ABSENT_SEED + index)
+        return self.pool.labels[free[torch.randint(len(free), (), generator=chance)]]
 
 
 def _confusable(kinds: list[str]) -> torch.Tensor:
@@ -112,17 +129,43 @@ def _confusable(kinds: list[str]) -> torch.Tensor:
     return alike | alike.T
 
 
-def answer(system: Any, scene: HeldOutScene, cell: Cell) -> np.ndarray:
-    """(Q,) degrees, or (Q, T) every :data:`TRACK_HOP` samples where the cell's sounds move."""
-    if not cell.moving:
-        return system.locate(scene.audio, scene.labels)
-    steps = scene.azimuth.shape[1]
-    if not system.moving:  # one direction a window stands for all of it
-        return np.repeat(system.locate(scene.audio, scene.labels)[:, None], steps, 1)
-    track = system.follow(torch.from_numpy(scene.audio), scene.labels).numpy()
-    times = np.array(system.model.config.frame_times[:track.shape[1]])
-    near = np.abs(np.arange(steps)[:, None] * TRACK_HOP / SAMPLE_RATE - times).argmin(1)
-    return track[:, near]
+def answer(system: Any, scene: HeldOutScene, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """Of the sounds in the scene, (Q,) degrees, or (Q, T) every :data:`TRACK_HOP` samples where the
+    cell's sounds move; and how sure it is that each is there, and last the absent one, (Q + 1,),
+    NaN where it doesn't say."""
+    queries = [*scene.labels, scene.absent]
+    if cell.moving and system.moving:
+        steps = scene.azimuth.shape[1]
+        track = system.follow(torch.from_numpy(scene.audio), scene.labels).numpy()
+        times = np.array(system.model.config.frame_times[:track.shape[1]])
+        near = np.abs(np.arange(steps)[:, None] * TRACK_HOP / SAMPLE_RATE - times).argmin(1)
+        return track[:, near], np.full(len(queries), np.nan)
+    found, confidence = system.locate(scene.audio, queries)
+    found = found[:-1]
+    if cell.moving:  # one direction a window stands for all of it
+        found = np.repeat(found[:, None], scene.azimuth.shape[1], 1)
+    return found, confidence
+
+
+def _rows(index: int, scene: HeldOutScene, found: np.ndarray, confidence: np.ndarray
+          ) -> list[dict]:
+    error = angular_error(found, scene.azimuth)
+    other = angular_error(found, scene.azimuth[::-1]) if len(found) == 2 else error + 1
+    sure = ["" if np.isnan(value) else round(float(value), 4) for value in confidence]
+    rows = [{"scene": index, "label": label, "recording": scene.recordings[q],
+             "azimuth": round(float(np.atleast_1d(scene.azimuth[q])[0]), 2),
+             "error": round(float(error[q].mean()), 3),
+             "right": round(float((error[q] < other[q]).mean()), 3),
+             "present": 1, "confidence": sure[q]} for q, label in enumerate(scene.labels)]
+    if sure[-1] != "":
+        rows.append({"scene": index, "label": scene.absent, "recording": scene.recordings[0],
+                     "present": 0, "confidence": sure[-1]})
+    return rows
+
+
+def is_present(row: dict) -> bool:
+    """Is the sound that was asked for in the scene?"""
+    return str(row.get("present")) != "0"
 
 
 def run_cell(system: Any, cell: Cell, scenes: HeldOutScenes, count: int, path: Path) -> list[dict]:
@@ -137,17 +180,8 @@ def run_cell(system: Any, cell: Cell, scenes: HeldOutScenes, count: int, path: P
     rows = []
     for index, scene in enumerate(tqdm(scenes(count), total=count,
                                        desc=f"{system.name} {cell.key}", unit="scene")):
-        if index in known:
-            continue
-        found = answer(system, scene, cell)
-        error = angular_error(found, scene.azimuth)
-        other = angular_error(found, scene.azimuth[::-1]) if len(found) == 2 else error + 1
-        for q, label in enumerate(scene.labels):
-            rows.append({
-                "scene": index, "label": label, "recording": scene.recordings[q],
-                "azimuth": round(float(np.atleast_1d(scene.azimuth[q])[0]), 2),
-                "error": round(float(error[q].mean()), 3),
-                "right": round(float((error[q] < other[q]).mean()), 3)})
+        if index not in known:
+            rows += _rows(index, scene, *answer(system, scene, cell))
     everything = sorted(done + rows, key=lambda row: int(row["scene"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")

@@ -18,7 +18,9 @@ from luseel_model.tsel.features import (pair_phases, spectra, steered_response, 
 
 @dataclass(frozen=True)
 class System:
-    """A system of the tables; ``key`` is its training configuration, empty for one without."""
+    """A system of the tables; ``key`` is its training configuration, empty for one without;
+    ``start``: the system whose weights its training starts from (its own run, or what is shipped).
+    """
 
     key: str
     name: str
@@ -26,6 +28,7 @@ class System:
     audio: str
     fusion: str
     moving: bool = False
+    start: str = ""
 
 
 SYSTEMS = (
@@ -33,9 +36,14 @@ SYSTEMS = (
     System("localization/tsel-resnet-small", "paper's, narrowed", "MiniLM", "GCC-PHAT", "concat"),
     System("localization/tsel-attention-small", "paper's, narrowed", "MiniLM", "GCC-PHAT", "CA"),
     System("tsel-small", "tsel-small", "MiniLM", "steered", "masks"),
+    System("localization/tsel-small-circular", "tsel-small, 500 steps, circular loss", "MiniLM",
+           "steered", "masks"),
+    System("localization/tsel-small-printed", "tsel-small, 500 steps, loss as printed", "MiniLM",
+           "steered", "masks"),
     System("localization/tsel-lstm-small", "paper's, narrowed", "MiniLM", "GCC-PHAT", "concat",
            moving=True),
-    System("tsel-frames-small", "tsel-frames-small", "MiniLM", "steered", "masks", moving=True),
+    System("tsel-frames-small", "tsel-frames-small", "MiniLM", "steered", "masks", moving=True,
+           start="tsel-small"),
 )
 
 
@@ -75,11 +83,11 @@ class Loudest:
     def __init__(self) -> None:
         self._steers = steering(SQUARE, 1024, 16000)
 
-    def locate(self, audio: np.ndarray, queries: Sequence[str]) -> np.ndarray:
-        """(M, N) and Q queries → (Q,) degrees."""
+    def locate(self, audio: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(M, N) and Q queries → (Q,) degrees; it doesn't know what is there, so NaN (Q,)."""
         phases = pair_phases(spectra(torch.from_numpy(audio)[None], 1024, 640), SQUARE.pairs)
         peak = float(steered_response(without_common(phases[0].sum(-1)), self._steers).argmax())
-        return np.full(len(queries), peak)
+        return np.full(len(queries), peak), np.full(len(queries), np.nan)
 
 
 class Trained:
@@ -93,10 +101,11 @@ class Trained:
     def load(cls, path: str | Path, name: str) -> "Trained":
         return cls(load_model(path, "cpu"), name)
 
-    def locate(self, audio: np.ndarray, queries: Sequence[str]) -> np.ndarray:
-        """(M, N) and Q queries → (Q,) degrees (equation 9: the highest bin)."""
+    def locate(self, audio: np.ndarray, queries: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(M, N) and Q queries → (Q,) degrees (equation 9: the highest bin) and (Q,) confidence."""
         found = self.model.extract(audio, self.model.sample_rate, list(queries), progress=False)
-        return np.array([one.likelihood.argmax() for one in found], np.float64)
+        return (np.array([one.likelihood.argmax() for one in found], np.float64),
+                np.array([one.confidence for one in found]))
 
     def follow(self, audio: Tensor, queries: Sequence[str]) -> Tensor:
         """(M, N) of one window and Q queries → (Q, T) degrees at ``config.frame_times``."""

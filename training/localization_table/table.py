@@ -8,22 +8,53 @@ from pathlib import Path
 import numpy as np
 
 from luseel_model.errors import ConfigError
-from training.localization_table.evaluate import CELLS
+from training.localization_table.evaluate import CELLS, is_present
 from training.localization_table.systems import (LEFT_OUT, PAPER_ONE, PAPER_TWO, SYSTEMS,
                                                  system_name)
-from training.metrics import Interval, bootstrap
+from training.metrics import Interval, bootstrap, bootstrap_auroc
 from training.report import table
 
 TARGETS = {"additive": 3.0, "two": 32.0}
 
 
+def columns(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Columns of rows of :func:`~training.localization_table.evaluate.run_cell`: ``error``,
+    ``right`` and ``recording`` of the sounds that are there; ``present``, ``confidence`` and
+    ``asked`` (a recording of the scene) of those whose confidence is known."""
+    there = [row for row in rows if is_present(row)]
+    told = [row for row in rows if row.get("confidence") not in (None, "")]
+    return {"error": np.array([float(row["error"]) for row in there]),
+            "right": np.array([float(row["right"]) for row in there]),
+            "recording": np.array([row["recording"] for row in there]),
+            "present": np.array([is_present(row) for row in told], bool),
+            "confidence": np.array([float(row["confidence"]) for row in told]),
+            "asked": np.array([row["recording"] for row in told])}
+
+
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a file of :func:`~training.localization_table.evaluate.run_cell`."""
+    """:func:`columns` of a file."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {"error": np.array([float(row["error"]) for row in rows]),
-            "right": np.array([float(row["right"]) for row in rows]),
-            "recording": np.array([row["recording"] for row in rows])}
+        return columns(list(csv.DictReader(file)))
+
+
+def _presence(rows: dict[str, np.ndarray]) -> tuple[str, str]:
+    """How well the confidence tells present sounds from absent ones (AUROC), and the share of
+    absent ones above 0.5 in percent; empty where there are none."""
+    absent = ~rows["present"]
+    if not absent.any():
+        return "", ""
+    area = bootstrap_auroc(rows["confidence"], rows["present"], rows["asked"])
+    return (_text(area, digits=2),
+            f"{100 * float((rows['confidence'][absent] > 0.5).mean()):.0f}")
+
+
+def summary(rows: list[dict]) -> str:
+    """One line about the rows of a cell."""
+    found = columns(rows)
+    text = (f"MAE {found['error'].mean():.2f}°, median {np.median(found['error']):.2f}°, "
+            f"{len(found['error'])} queries")
+    area, above = _presence(found)
+    return text + (f"; presence AUROC {area}, absent above 0.5: {above}%" if area else "")
 
 
 def _text(interval: Interval, scale: float = 1.0, digits: int = 1) -> str:
@@ -50,21 +81,21 @@ def make_table(results: str | Path) -> str:
             parts[cell.moving].append([
                 system.name, system.text, system.audio, system.fusion, cell.title, _text(error),
                 f"{np.median(rows['error']):.1f}",
-                "" if cell.additive else _text(right, 100, 0), str(error.n)])
+                "" if cell.additive else _text(right, 100, 0), str(error.n), *_presence(rows)])
     if not any(parts.values()):
         raise ConfigError(f"no results in {results}: run `python -m training.localization_table "
                           "evaluate` first")
     head = ["system", "text", "audio", "fusion", "scenes", "MAE [°] (95% interval)",
-            "median [°]", "right sound [%]", "queries"]
+            "median [°]", "right sound [%]", "queries", "presence AUROC", "absent above 0.5 [%]"]
     titles = {cell.key: cell.title for cell in CELLS}
-    one = [["paper 001", text, audio, fusion, titles[cell], f"{mae}", "", "", ""]
+    one = [["paper 001", text, audio, fusion, titles[cell], f"{mae}", *[""] * 5]
            for text, audio, fusion, cell, mae in PAPER_ONE]
-    two = [["paper 001", text, audio, fusion, "measured rooms", f"{mae}", "", "", ""]
+    two = [["paper 001", text, audio, fusion, "measured rooms", f"{mae}", *[""] * 5]
            for text, audio, fusion, mae in PAPER_TWO]
     lines = ["# Directions of described sounds", "",
              "Unseen recordings in unseen simulated rooms (RT60 0.5 to 1 s, a square of four "
              "microphones), two sounds at 0 dB, asked for by their labels; intervals over the "
-             "recordings. The paper's figures are of AudioCaps recordings, and so of other sounds "
+             "recordings. In each scene a sound that isn't there is asked for, too. The paper's figures are of AudioCaps recordings, and so of other sounds "
              "and captions.", "",
              "## Table I: still sounds", "", table(head, parts[False] + one), "",
              "## Table II: moving sounds", "",
