@@ -147,8 +147,8 @@ def test_the_shipped_localizer_hears_with_four_microphones_where_each_sound_is()
              for track, azimuth in zip(scene_tracks(4.0), places.values())]
     mixture = sum(plane_wave(part / part.square().mean().sqrt() * 0.05, SQUARE, azimuth)
                   for part, azimuth in zip(parts, places.values())).numpy()
-    with running(load=lambda name, device: load_model(name, "cpu"), model="tsel-small",
-                 hop=0.5) as (_, peer):
+    model = load_model("tsel-small", "cpu")  # here, lest the peer wait for it
+    with running(model, model="tsel-small", hop=0.5) as (_, peer):
         assert peer.connected()
         for query, text in (("dog", "dog barking"), ("rooster", "rooster crowing")):
             assert peer.request(id=query, text=text).success

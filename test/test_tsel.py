@@ -15,7 +15,7 @@ from luseel_model.tsel.config import (GccConfig, ResNetConfig, SequenceConfig, T
 from luseel_model.tsel.features import (gcc_maps, pair_phases, spectra, steered_response,
                                         steering, without_common)
 from luseel_model.tsel.network import Tsel
-from luseel_model.tsel.steered import Heard
+from luseel_model.tsel.steered import CircleReader, Heard
 from training.arrays.simulation import plane_wave
 from training.losses.emd import azimuth_distribution, circular_emd, printed_emd
 from tsel_fixtures import small_separator, small_steered
@@ -257,6 +257,21 @@ def test_steered_network_finds_a_wave_with_any_array_before_training():
         audio = plane_wave(noise(RATE), array, 123.0)[None]
         peak = network(audio, tokens, mask).logits[0, 0].argmax()
         assert float(angular_error(float(peak), 123.0)) <= 1
+
+
+def test_weights_of_a_reader_that_was_not_told_the_heights_still_load():
+    torch.manual_seed(4)
+    reader, maps = CircleReader(4, slice(1, 2), 8, 2, False), noise(1, 4, 1, 360)
+    torch.nn.init.normal_(reader.last.weight)
+    answer = reader(maps)  # heights and blend are at zero
+    old = {key: value.clone() for key, value in reader.state_dict().items()}
+    old["first.weight"] = old["first.weight"][:, :4]
+    del old["blend.weight"]
+    torch.nn.init.normal_(reader.first.weight)
+    torch.nn.init.normal_(reader.blend.weight)
+    assert not torch.allclose(reader(maps), answer, atol=1e-2)
+    reader.load_state_dict(old)
+    assert torch.equal(reader(maps), answer)
 
 
 def test_it_hears_what_its_separator_hears():

@@ -13,7 +13,7 @@ from luseel_model.lass import LASSNet
 from luseel_model.tsel.network import TselOutput
 from model_fixtures import write_corpus
 from training.arrays.rooms import make_bank
-from training.tasks.tsel import TselTask, TselTrainConfig
+from training.tasks.tsel import TselTask, TselTrainConfig, balanced_presence
 from tsel_fixtures import small_separator, small_steered
 
 RATE = 16000
@@ -121,6 +121,16 @@ def test_share_is_lowest_for_the_sounds_own(data):
     assert loss(batch.asked) < loss(batch.asked.flip(1))
 
 
+def test_presence_weighs_present_and_absent_sounds_equally():
+    """Two present ones at a chance of 3/4, an absent one at 1/2: half of the mean of each."""
+    logits, present = torch.tensor([3.0, 3.0, 1.0]).log(), torch.tensor([True, True, False])
+    wanted = 0.5 * (-np.log(0.75) - np.log(0.5))
+    assert float(balanced_presence(logits, present)) == pytest.approx(wanted)
+    more = torch.cat([logits, logits[:1].expand(20)]), torch.cat([present, present[:1].expand(20)])
+    assert float(balanced_presence(*more)) == pytest.approx(wanted)
+    assert float(balanced_presence(logits[:2], present[:2])) == pytest.approx(-0.5 * np.log(0.75))
+
+
 def test_starts_from_a_separator(data, tmp_path):
     torch.manual_seed(8)
     given = LASSNet(small_separator(384))
@@ -169,7 +179,8 @@ def test_validation_is_the_same_every_time_and_changes_no_chance(data):
     made.network.eval()
     state = made.state_dict()
     first, second = made.validate(), made.validate()
-    assert first == second and first["score"] == first["two_mae"]
+    assert first == second
+    assert first["score"] ** 2 == pytest.approx(first["two_mae"] * first["additive_mae"])
     assert set(first) == {"score", "two_mae", "two_right", "additive_mae", "additive_right"}
     for key, value in made.state_dict().items():
         value, before = (v["generator"] if isinstance(v, dict) else v for v in (value, state[key]))
