@@ -64,15 +64,17 @@ def tested(data, settings):  # noqa: F811
 
 def test_what_is_measured(tested):
     network, packed, pictures = tested
-    result = measure(network, str(packed), str(pictures), Condition("two"), 6)
+    result = measure(network, str(packed), str(pictures), Condition("two", "two"), 6)
     assert result["queries"] == 12 and result["concepts"] == 2  # both sounds of each
     assert result["sdr_before"][0] == pytest.approx(0, abs=2)   # -5 to 5 dB, both asked for
     assert -30 < result["sdri"][0] < 10 and "within_10" not in result
-    again = measure(network, str(packed), str(pictures), Condition("two"), 6)
+    again = measure(network, str(packed), str(pictures), Condition("two", "two"), 6)
     assert again == result
-    heard = measure(network, str(packed), str(pictures), Condition("ears", head="mit_kemar"), 4)
-    for of in ("", " of the true sound"):
+    heard = measure(network, str(packed), str(pictures), Condition("ears", "ears", head="mit_kemar"), 4)
+    for of in ("", " of the true sound", " of the mixture"):
         assert 180 >= heard["doa_error" + of][0] >= heard["folded_error" + of][0] >= 0
+    # the tones of the recordings give no direction, but whose responses are taken must count
+    assert heard["own responses: doa_error"] != heard["doa_error"]
 
 
 def test_command_line(tested, tmp_path, capsys, monkeypatch):
@@ -81,11 +83,21 @@ def test_command_line(tested, tmp_path, capsys, monkeypatch):
     for module in ("__main__", "table"):  # FABIAN's responses aren't in the repository
         monkeypatch.setattr(f"training.image_table.{module}.CONDITIONS", few)
     save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), network.config, {"step": 7})
-    assert main(["measure", str(tmp_path / "x.safetensors"), "--name", "conformer", "--mixtures",
-                 "3", "--packed", str(packed), "--pictures", str(pictures), "--out",
-                 str(tmp_path / "out")]) == 0
+    command = ["measure", str(tmp_path / "x.safetensors"), "--name", "conformer", "--mixtures", "3",
+               "--packed", str(packed), "--pictures", str(pictures), "--out", str(tmp_path / "out"),
+               "--results", str(tmp_path / "rows")]
+    assert main(command) == 0
     stored = json.loads((tmp_path / "out" / "conformer.json").read_text())
     assert stored["step"] == 7 and len(stored["conditions"]) == 3
+    row = stored["conditions"][few[1].name]
+    assert (row["split"], row["mixtures"], row["queries"], row["head"]) == ("test", 3, 3, "")
+    # stopped in the middle of a row: the same command makes what is missing, and only that
+    kept = tmp_path / "rows" / "conformer" / "cells" / "two.jsonl"
+    whole = kept.read_text()
+    first = whole.splitlines()[0].replace('"sdri": ', '"sdri": 1')
+    kept.write_text(first + "\n" + whole.splitlines()[1][:50])
+    assert main(command) == 0
+    assert kept.read_text().splitlines() == [first, *whole.splitlines()[1:]]
     assert main(["report", "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| Efficient-b3 | Conformer | 43.57 | 10.139 | 44.39 |" in text
@@ -93,8 +105,13 @@ def test_command_line(tested, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["report", "--out", str(tmp_path / "none")])
     assert "no results in" in capsys.readouterr().err
+    save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), network.config, {"step": 8})
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "another model_sha256" in capsys.readouterr().err
 
 
 def test_report_without_a_row(tested):
     text = report({"id-uss-small": {"parameters": 1_750_000, "conditions": {}}})
     assert "1.75 million" in text and "| – |" in text
+    assert text.count("| EfficientNet-lite0 | id-uss-small | – | – | 5.12 | – | ours |") == 2

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Sequence
 
-from luseel_model.checkpoint import load_network
-from luseel_model.errors import CheckpointError, LuseelError
+from luseel_model.checkpoint import find_checkpoint, load_network
+from luseel_model.errors import CheckpointError, ConfigError, LuseelError
 from luseel_model.id_uss import IDUSS
+from training.benchmark.run import Results
+from training.corpus.pack import file_sha256
 from training.image_table.measure import CONDITIONS, measure
 from training.image_table.rows import ROWS
 from training.image_table.table import read_results, report
+from training.pictures.bank import encoder_name
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing: make it first (docs/id_uss.md, Training)")
+    return file_sha256(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--name", required=True,
                          help="of the result: a row's (conformer, resunet, conv-tasnet), or any")
     command.add_argument("--mixtures", type=int, default=200)
+    command.add_argument("--results", type=Path, default=Path("runs/image_table"),
+                         help="folder of the rows (default: %(default)s); the same command goes on")
     command.add_argument("--packed", default="data/packed")
     command.add_argument("--pictures", default="data/pictures")
     for command in (command, commands.add_parser("report", help="results as Markdown")):
@@ -42,14 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(network, IDUSS):
             raise CheckpointError(f"{options.checkpoint} is no ID-USS model: give one that takes "
                                   "pictures")
+        about = {"model_sha256": file_sha256(find_checkpoint(options.checkpoint)),
+                 "recordings_sha256": _sha256(Path(options.packed) / "test.csv"),
+                 "pictures_sha256": _sha256(Path(options.pictures) / "embeddings" /
+                                            f"{encoder_name(network.config.image)}.safetensors")}
+        results = Results(options.results / options.name, about)
         result = {"checkpoint": Path(options.checkpoint).stem, "step": info.get("step"),
-                  "parameters": network.parameter_count(), "conditions": {
+                  "parameters": network.parameter_count(), **about, "conditions": {
                       condition.name: measure(network, options.packed, options.pictures, condition,
-                                              options.mixtures) for condition in CONDITIONS}}
+                                              options.mixtures, results)
+                      for condition in CONDITIONS}}
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{options.name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(path)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        return 130
     except LuseelError as error:
         parser.error(str(error))
     return 0
