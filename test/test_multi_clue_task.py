@@ -11,6 +11,7 @@ from luseel_model.config import build_config
 from luseel_model.errors import ConfigError
 from luseel_model.multi_clue.attention import Clues
 from model_fixtures import write_corpus
+from training.benchmark.run import Results
 from training.clue_table.measure import measure
 from training.clue_table.scenes import CONDITIONS, TestScenes
 from training.clue_table.table import markdown, read_rows, summarise, write_rows
@@ -203,7 +204,15 @@ def test_tables_of_a_network(corpus, task, tmp_path):
     scenes = TestScenes(str(corpus), "mit_kemar", ["flute"],
                         {"bell": [picture()], "flute": [picture(1)]}, tags, frames=2)
     scenes.config = dataclasses.replace(scenes.config, seconds=0.5)
-    rows = measure(model, scenes, {"seen": 3, "unseen": 2})
+    results = Results(tmp_path / "rows", {})
+    rows = measure(model, scenes, {"seen": 3, "unseen": 2}, results=results)
+    # stopped in the middle: what is missing is made again, and is the same
+    path = tmp_path / "rows" / "cells" / "seen.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:len(whole) // 2])
+    again = measure(model, scenes, {"seen": 3, "unseen": 2}, results=results)
+    assert path.read_text() == whole and [r["snri"] for r in again] == [r["snri"] for r in rows]
+    assert all(np.isnan(r["within_10"]) == (r["condition"] == "half") for r in rows)
     assert {r["kind"] for r in rows if r["set"] == "unseen"} == {"flute"}
     assert not any(r["kind"] == "flute" for r in rows if r["set"] == "seen")
     bell = {r["condition"] for r in rows if r["kind"] == "bell"}
@@ -221,7 +230,7 @@ def test_tables_of_a_network(corpus, task, tmp_path):
     assert cell["snri"]["mean"] == pytest.approx(np.mean(half))
     text = markdown(summary)
     assert "| tag + text + video | 6.9 |" in text and "| text* | 5.8 |" in text
-    assert "flute: bell" in text
+    assert "flute: bell" in text and "3 mixtures seen (6 sounds of" in text
 
 
 def test_scenes_are_the_same_for_every_model(corpus):

@@ -9,16 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-
+from luseel_model.checkpoint import find_checkpoint
 from luseel_model.errors import ConfigError, LuseelError
 from luseel_model.families import family_of
 from luseel_model.inference import load_model
 from luseel_model.multi_clue.plot import save_attention
 from luseel_model.text import TextEncoder
+from training.benchmark.run import Results
 from training.clue_table.measure import SETS, measure
 from training.clue_table.scenes import TestScenes, nearest_tags
 from training.clue_table.table import summarise, write_rows, write_table
 from training.clues.pictures import read_pictures
+from training.corpus.pack import file_sha256
 
 _ATTENTION_PICTURES = 3
 
@@ -63,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mixtures", type=int, default=300, help="of each set; default: "
                         "%(default)s")
     parser.add_argument("--device")
+    parser.add_argument("--results", default="runs/clue_table",
+                        help="folder of the rows; the same command goes on; default: %(default)s")
     parser.add_argument("--out", default="docs/reports/multi_clue", help="default: %(default)s")
     args = parser.parse_args(argv)
     out = Path(args.out)
@@ -77,16 +81,22 @@ def main(argv: list[str] | None = None) -> int:
                             model.config.video.frames)
         count = {which: args.mixtures if which == "seen" or unseen else 0 for which in SETS}
         out.mkdir(parents=True, exist_ok=True)
-        rows = measure(model, scenes, count)
-        if not rows:
-            return 130
+        results = Results(Path(args.results) / model.name, {
+            "model_sha256": file_sha256(find_checkpoint(args.checkpoint)), "head": args.head,
+            "recordings_sha256": file_sha256(Path(args.packed) / "test.csv"),
+            "pictures_sha256": file_sha256(Path(args.pictures) / "pictures.csv")
+            if args.pictures else ""})
+        rows = measure(model, scenes, count, results=results)
         write_rows(rows, out / "rows.csv.gz")
         done = {which: len({r["mixture"] for r in rows if r["set"] == which}) for which in SETS}
         path = write_table(summarise(rows, {
             "model": model.name, "parameters": model.network.parameter_count(),
-            "mixtures": done, "unseen": unseen,
+            "mixtures": done, "unseen": unseen, "head": args.head,
             "nearest": {kind: tags[kind] for kind in unseen}}), out)
         attention_pictures(model, scenes, out)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        return 130
     except LuseelError as error:
         print(f"clue_table: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ from training.clues.clips import moving_clip
 from training.clues.compromise import noisy_frames, replace_words
 from training.heads import load_head
 from training.pool import ClipPool
-from training.simulation import BinauralSimulator, Scene, SimulationConfig
+from training.simulation import BinauralSimulator, Plan, Scene, SimulationConfig
 
 #: Rows of Tables 1 and 2: which clues are given, those with a star compromised.
 CONDITIONS: tuple[tuple[str, ...], ...] = (
@@ -107,34 +107,47 @@ class TestScenes:
                 if other in kinds:
                     confusable[i, kinds.index(other)] = confusable[kinds.index(other), i] = True
         self.confusable, self.head = confusable, load_head(head)
+        self._renderers: dict[str, BinauralSimulator] = {}
+
+    def drawn(self, which: str, mixtures: int) -> list[Plan]:
+        """Plans of the first so many mixtures, each of one scene, of the 'seen' set (both sounds of
+        seen kinds, test recordings) or of the 'unseen' one (a sound asked for is of an unseen kind,
+        at least)."""
+        simulator = self._simulator(which)
+        held_out = torch.tensor([kind in self.unseen for kind in self.pool.kinds])
+        found: list[Plan] = []
+        while len(found) < mixtures:
+            plan = simulator.draw(8)
+            if which != "seen":
+                plan = plan[held_out[self.pool.kind[plan.recording]].any(1)]
+            found += [plan[row: row + 1] for row in range(len(plan))]
+        return found[:mixtures]
+
+    def make(self, which: str, number: int, plan: Plan) -> tuple[Scene, list[Sound]]:
+        """The scene of a plan and the sounds asked for; in the 'unseen' set those of unseen kinds.
+        """
+        if which not in self._renderers:
+            self._renderers[which] = self._simulator(which)
+        scene = self._renderers[which].render(plan)
+        is_seen = which == "seen"
+        # each mixture has chances of its own, so that any may be made without the others
+        generator = torch.Generator().manual_seed(1000 * self.seed + 2 * number + is_seen)
+        chance = np.random.default_rng((self.seed, number, is_seen))
+        sounds = [self._sound(scene, place, generator, chance)
+                  for place in range(scene.kind.shape[1])]
+        return scene, [s for s in sounds if is_seen or s.kind in self.unseen]
 
     def __call__(self, which: str, mixtures: int) -> Iterator[tuple[int, Scene, list[Sound]]]:
-        """Number, scene and sounds asked for of ``mixtures`` scenes of the 'seen' set (both sounds
-        of seen kinds, test recordings) or of the 'unseen' one (the sounds asked for are of unseen
-        kinds)."""
-        is_seen = which == "seen"
-        config = replace(self.config, exclude_kinds=tuple(sorted(self.unseen))) if is_seen else \
-            self.config
-        simulator = BinauralSimulator(self.pool, self.head, config, seed=self.seed,
-                                      confusable=self.confusable, split="test")
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        chance = np.random.default_rng(self.seed + 2)
-        held_out = torch.tensor([kind in self.unseen for kind in self.pool.kinds])
-        number = 0
-        while number < mixtures:
-            plan = simulator.draw(8)
-            wanted = held_out[self.pool.kind[plan.recording]]
-            if not is_seen:
-                plan = plan[wanted.any(1)]
-            if not len(plan):
-                continue
-            scenes = simulator.render(plan)
-            for row in range(min(len(plan), mixtures - number)):
-                scene = _one(scenes, row)
-                sounds = [self._sound(scene, place, generator, chance)
-                          for place in range(scene.kind.shape[1])]
-                yield number, scene, [s for s in sounds if is_seen or s.kind in self.unseen]
-                number += 1
+        """Number, scene and sounds asked for of a set's first so many mixtures."""
+        for number, plan in enumerate(self.drawn(which, mixtures)):
+            yield number, *self.make(which, number, plan)
+
+    def _simulator(self, which: str) -> BinauralSimulator:
+        config = self.config
+        if which == "seen":
+            config = replace(config, exclude_kinds=tuple(sorted(self.unseen)))
+        return BinauralSimulator(self.pool, self.head, config, seed=self.seed,
+                                 confusable=self.confusable, split="test")
 
     def _sound(self, scene: Scene, place: int, generator: torch.Generator,
                chance: np.random.Generator) -> Sound:
@@ -148,11 +161,6 @@ class TestScenes:
                                generator)
             clues |= {"video": clip, "video*": noisy_frames(clip, chance)}
         return Sound(place, kind, self.pool.names[int(scene.recording[0, place])], clues)
-
-
-def _one(scenes: Scene, row: int) -> Scene:
-    return Scene(**{name: value if value is None else value[row: row + 1]
-                    for name, value in vars(scenes).items()})
 
 
 def half_the_mixture(mixture: Tensor) -> Tensor:

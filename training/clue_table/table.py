@@ -30,8 +30,9 @@ CLAIMS = (("all clues against the tag alone", "tag + text + video", "tag"),
           ("right words help compromised video", "text + video*", "video*"),
           ("two compromised clues against compromised words", "text* + video*", "text*"),
           ("two compromised clues against compromised video", "text* + video*", "video*"))
+_SHARES = ("right_source", "within_10", "folded_within_10")
 _COLUMNS = ("set", "mixture", "place", "kind", "recording", "condition", "video", "snri", "si_snri",
-            "right_source")
+            *_SHARES)
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -46,7 +47,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         return [{**row, "video": row["video"] == "True", "mixture": int(row["mixture"]),
                  "place": int(row["place"]), "snri": float(row["snri"]),
-                 "si_snri": float(row["si_snri"]), "right_source": float(row["right_source"])}
+                 **{key: float(row[key]) for key in ("si_snri", *_SHARES)}}
                 for row in csv.DictReader(file)]
 
 
@@ -63,7 +64,7 @@ def summarise(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> dict[str
                     "set": which, "condition": condition, "with_video": has_video,
                     **{metric: asdict(bootstrap([r[metric] for r in some],
                                                 [r["recording"] for r in some]))
-                       for metric in ("snri", "si_snri", "right_source")}})
+                       for metric in ("snri", "si_snri", *_SHARES)}})
     return {**about, "cells": cells, "claims": differences(rows)}
 
 
@@ -123,19 +124,40 @@ def markdown(summary: dict[str, Any]) -> str:
     claims = [[c["what"], c["set"], words(c["ours"]),
                {True: "as in the paper", False: "the other way round", None: "open"}[c["agrees"]]]
               for c in summary["claims"]]
-    counts = ", ".join(f"{summary['mixtures'][which]} mixtures {which}" for which in SETS)
+    def size(which: str) -> str:
+        count = summary["mixtures"][which]
+        half = cells.get((which, "half", False))
+        return f"{count} mixtures {which}" + (
+            f" ({half['snri']['n']} sounds of {half['snri']['clusters']} recordings)" if half else
+            "")
+
+    single = [[f"a system of its own for {name}", f"{seen:.1f}", "–", "–", f"{unseen:.1f}", "–",
+               "–", "–"] for name, (seen, unseen) in SINGLE.items()]
+    heard = [[condition, *(words(cells[which, condition, True][metric], 100, 0)
+                           if (which, condition, True) in cells else "–"
+                           for which in SETS for metric in _SHARES)]
+             for condition in TABLE_1]
     return "\n".join([
         "# Paper 003 on the open corpus", "",
-        f"Model {summary['model']}, {summary['parameters'] / 1e6:.2f} M parameters; {counts}, two "
-        "sounds at -2 to 2 dB, 2 s, both ears. SNR improvement in dB, mean and 95% interval over "
-        "recordings. Columns are over the sounds whose kind has pictures, the same in every row, "
-        "unless they say \"all sounds\".", "",
+        f"Model {summary['model']}, {summary['parameters'] / 1e6:.2f} M parameters; "
+        f"{', '.join(map(size, SETS))}, two sounds at -2 to 2 dB, 2 s, both ears "
+        f"({summary.get('head', 'mit_kemar')}). Recordings and pictures of the test split; of unseen "
+        "kinds those of all splits, as none was trained on. SNR improvement in dB, mean and 95% "
+        "interval over recordings. Columns are over the sounds whose kind has pictures, the same "
+        "in every row, unless they say \"all sounds\".", "",
         "SNR counts the gain: half the mixture improves it without knowing anything. SI-SNRi "
         "doesn't reward that.", "",
-        "## Table 1: which clues are given", "", table(head, [*lines(TABLE_1), half]), "",
+        "## Table 1: which clues are given", "",
+        table(head, [*lines(TABLE_1), *single, half]), "",
         "## Table 2: compromised clues (*)", "", table(head, lines(TABLE_2)), "",
         "## What the paper argues by", "",
         table(["comparison", "set", "difference [dB]", "finding"], claims), "",
+        "## Right sound and bearing", "",
+        "In % of the sounds whose kind has pictures. The bearing is read from the extracted ears as "
+        "of a sphere, to which front and back are alike; forgiven: the nearer of the direction and "
+        "its mirror image counts.", "",
+        table(["clues", *(f"{what}, {which}" for which in SETS for what in
+                          ("right sound", "within 10°", "within 10°, forgiven"))], heard), "",
         "Unseen kinds: " + ", ".join(summary["unseen"]) + ". Their tag is that of the seen kind "
         "with the nearest name: "
         + ", ".join(f"{kind}: {tag}" for kind, tag in summary["nearest"].items()) + ".", ""])
