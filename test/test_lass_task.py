@@ -11,7 +11,7 @@ from luseel_model.config import build_config
 from luseel_model.errors import ConfigError
 from luseel_model.lass.network import spectrogram
 from training.losses.spectral_mae import spectral_mae
-from training.tasks.lass import LASSTask, LASSTrainConfig, extraction_terms
+from training.tasks.lass import LASSTask, LASSTrainConfig, extraction_terms, token_shares
 from training.train_config import load_train_config
 from training.trainer import Trainer
 
@@ -97,7 +97,7 @@ def test_tokens_belong_to_what_is_heard_there(settings):
     early = (time < 0.25).float()
     sources = torch.stack([early * torch.sin(2 * torch.pi * 300 * time),
                            (1 - early) * torch.sin(2 * torch.pi * 3000 * time)])[None, :, None]
-    shares, weight = task.token_shares(sources)
+    shares, weight = token_shares(sources, task.network)
     network = task.network
     with torch.no_grad():
         encoded = network.separator.encode(

@@ -11,7 +11,7 @@ import typing
 from ..config import StftConfig, require, require_at_least
 from ..conformer import ConformerConfig
 from ..images import ImageConfig
-from ..lass.config import ResUNetConfig
+from ..lass.config import LASSConfig, ResUNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,10 @@ class IDUSSConfig:
             sees; 0: all features, as in the paper, whose encoder learns.
         picture_noise: length of the noise on these features in training, of length 1.
         projection: nodes of the layer that the picture's features go through (equation 1).
-        separator: which of the three networks below separates (tables 2 and 3).
+        separator: which of the networks below separates (tables 2 and 3). 'lass' isn't in the paper:
+            a whole LASS network; the picture is made a sentence embedding by the probabilities of
+            ``things`` that it may show and what each of them is called.
+        things: see ``separator``.
         inputs: 'magnitude' of the mixture, or its 'log'; at a level of 1 both.
         bands: bins are merged to so many bands, one bin wide at low frequencies, wider and wider
             above; 0 gives the network every bin.
@@ -78,7 +81,7 @@ class IDUSSConfig:
     discriminant: int = 0
     picture_noise: float = 0.0
     projection: int = 256
-    separator: typing.Literal["conformer", "resunet", "conv-tasnet"] = "conformer"
+    separator: typing.Literal["conformer", "resunet", "conv-tasnet", "lass"] = "conformer"
     inputs: typing.Literal["magnitude", "log"] = "magnitude"
     bands: int = 0
     head_taps: int = 0
@@ -87,6 +90,8 @@ class IDUSSConfig:
     resunet: ResUNetConfig = ResUNetConfig()
     conv_tasnet: ConvTasNetConfig = ConvTasNetConfig()
     tagging: TaggingConfig = TaggingConfig()
+    lass: LASSConfig | None = None
+    things: int = 0
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "sample_rate", "projection")
@@ -108,11 +113,29 @@ class IDUSSConfig:
                 "depend on the picture")
         require(not self.conformer.plain_blocks or self.tagging.width > 0,
                 "conformer.plain_blocks are for tagging: give tagging.width")
+        if self.separator == "lass":
+            self._check_lass()
         if self.separator == "resunet":
             require(self.stft.bins % self.resunet.pooled[0] == 0 and not self.resunet.bands
                     and not self.resunet.tag_width and self.resunet.inputs == "magnitude",
                     "resunet: bins must be a multiple of its pools, without bands, tag_width and "
                     "log inputs of its own")
+
+    def _check_lass(self) -> None:
+        lass = self.lass
+        require(lass is not None and lass.query.encoder == "sentence" and lass.binaural == "each"
+                and self.things > 0 and self.discriminant > 0,
+                "the separator lass needs lass, with query.encoder 'sentence' and binaural 'each', "
+                "discriminant and things")
+        for name in ("sample_rate", "window", "stft"):
+            require(getattr(lass, name) == getattr(self, name),
+                    f"lass.{name} must be the model's {name}")
+        require(not self.bands, "bands: the separator lass has its own")
+
+    @property
+    def tag_width(self) -> int:
+        """Width of the joint space of sounds and pictures, 0 without one."""
+        return self.lass.separator.tag_width if self.separator == "lass" else self.tagging.width
 
     @property
     def window_samples(self) -> int:

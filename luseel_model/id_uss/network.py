@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AZIMUTH_BINS
-from ..lass.network import band_shapes, spectrogram, waveform
+from ..lass.network import LASSNet, band_shapes, spectrogram, waveform
 from ..layers import Tagger
 from .config import IDUSSConfig
 from .separators import ConformerSeparator, ConvTasNetSeparator, ResUNetSeparator
@@ -44,6 +44,19 @@ class IDUSSOutput:
     presence_logits: Tensor | None = None
 
 
+class Words(nn.Module):
+    """Which of ``things`` a picture shows, and their words: features (..., D) → a sentence embedding
+    (..., E'), the mean of those of the things by their probability, of length 1."""
+
+    def __init__(self, config: IDUSSConfig):
+        super().__init__()
+        self.things = nn.Linear(config.discriminant, config.things)
+        self.names = nn.Linear(config.things, config.lass.query.embedding, bias=False)
+
+    def forward(self, unit: Tensor) -> Tensor:
+        return F.normalize(self.names(self.things(unit).softmax(-1)), dim=-1)
+
+
 class IDUSS(nn.Module):
     """The network; the frozen image encoder isn't part of it.
 
@@ -63,6 +76,9 @@ class IDUSS(nn.Module):
             self.register_buffer("centre", torch.zeros(features))
         # responses of the head that the direction is taken with; zeros: none, a sphere's
         self.register_buffer("hrir", torch.zeros(AZIMUTH_BINS, 2, config.head_taps))
+        if config.separator == "lass":
+            self.separator, self.words = LASSNet(config.lass), Words(config)
+            return
         self.projection = nn.Sequential(nn.Linear(features, config.projection), nn.ReLU())
         self.separator = (
             ConformerSeparator(config) if config.separator == "conformer" else
@@ -98,11 +114,17 @@ class IDUSS(nn.Module):
         x = x / self.config.stft.n_fft ** 0.5
         return torch.log(x + _QUIET) / 4 + 1 if self.config.inputs == "log" else x
 
+    def rooted(self, pictures: Tensor) -> Tensor:
+        """Features of pictures (..., E) → with ``discriminant``, their square roots: few large ones
+        would decide alone (power normalisation, Perronnin et al. 2010)."""
+        x = pictures.float()
+        return x.sign() * x.abs().sqrt() if self.config.discriminant else x
+
     def unit(self, pictures: Tensor) -> Tensor:
         """Features of pictures (..., E) → without what all have in common, of length 1: (..., E), or
         (..., D) with ``discriminant``."""
-        unit = F.normalize(pictures.float() - self.common, dim=-1)
         config = self.config
+        unit = F.normalize(self.rooted(pictures) - self.common, dim=-1)
         if not config.discriminant:
             return unit
         unit = F.normalize(unit @ self.discriminant - self.centre, dim=-1)
@@ -122,7 +144,16 @@ class IDUSS(nn.Module):
 
     def similarity(self, tokens: Tensor, pictures: Tensor) -> Tensor:
         """(B, L, V) tokens and (K, E) or (B, K, E) pictures → (B, L, K)."""
-        return self.tagger.similarity(tokens, self.unit(pictures))
+        unit = self.unit(pictures)
+        if self.config.separator == "lass":
+            return self.separator.separator.tagger.similarity(tokens, self.words(unit))
+        return self.tagger.similarity(tokens, unit)
+
+    def presence(self, similarity: Tensor) -> Tensor:
+        """(B, L, K) → (B, K) logits."""
+        tagger = self.separator.separator.tagger if self.config.separator == "lass" \
+            else self.tagger
+        return tagger.presence(similarity)
 
     def hear(self, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Conformer only: complex spectrum (B, M, F, T), level, frames (B·M, T, W) and tag tokens
@@ -143,6 +174,8 @@ class IDUSS(nn.Module):
         """
         config, (batch, ears, samples) = self.config, mixture.shape
         queries = pictures.shape[1]
+        if config.separator == "lass":
+            return self._separate_words(mixture, pictures)
         condition = self.condition(pictures)                              # B Q P
 
         def spread(x: Tensor) -> Tensor:
@@ -173,6 +206,15 @@ class IDUSS(nn.Module):
         with torch.autocast(mixture.device.type, enabled=False):
             audio, magnitude = self.resynthesis(output.float(), spectrum, level, samples)
         return IDUSSOutput(audio, magnitude, level, tokens, presence)
+
+    def _separate_words(self, mixture: Tensor, pictures: Tensor) -> IDUSSOutput:
+        level = mixture.float().square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-7)
+        heard = self.separator(mixture, self.words(self.unit(pictures)))
+        magnitude = heard.mask * heard.spectrum.abs()[:, None] / level[:, None, None]
+        tokens = heard.tag_tokens
+        if tokens is not None:
+            tokens = tokens.unflatten(0, (len(mixture), -1))
+        return IDUSSOutput(heard.audio, magnitude, level, tokens, heard.presence_logits)
 
     def resynthesis(self, output: Tensor, spectrum: Tensor, level: Tensor, samples: int
                     ) -> tuple[Tensor, Tensor]:

