@@ -31,7 +31,7 @@ from training.captions import Captions
 from training.clues.bank import ClipBank
 from training.clues.pictures import read_pictures
 from training.heads import load_head
-from training.losses import (absent_queries, clip_tag_loss, dense_tag_loss, presence_bce,
+from training.losses import (absent_queries, balanced_presence, clip_tag_loss, dense_tag_loss,
                              token_energy_shares)
 from training.losses.snr import negative_snr, snr_improvement
 from training.losses.spectrum_l1 import complex_l1
@@ -376,11 +376,7 @@ def extraction_terms(output: MultiClueOutput, mixture: Tensor, sources: Tensor, 
         terms["absent"] = loss.absent * absent_queries(
             output.audio, mixture, present).sum() / present.numel()
     if loss.presence:
-        # as many weights for absent sounds as for present ones
-        share = present.float().mean().clamp(0.05, 0.95)
-        value = presence_bce(output.presence_logits.flatten(), present.flatten())
-        weight = torch.where(present.flatten(), 0.5 / share, 0.5 / (1 - share))
-        terms["presence"] = loss.presence * (value * weight).mean()
+        terms["presence"] = loss.presence * balanced_presence(output.presence_logits, present)
     return terms
 
 
