@@ -261,9 +261,10 @@ def test_steered_network_finds_a_wave_with_any_array_before_training():
 
 def test_weights_of_a_reader_that_was_not_told_the_heights_still_load():
     torch.manual_seed(4)
-    reader, maps = CircleReader(4, slice(1, 2), 8, 2, False), noise(1, 4, 1, 360)
+    reader, maps = CircleReader(1, 8, 2, False), noise(1, 4, 1, 360)
     torch.nn.init.normal_(reader.last.weight)
-    answer = reader(maps)  # heights and blend are at zero
+    torch.nn.init.zeros_(reader.blend.weight)
+    answer = reader(maps)  # the heights don't count yet
     old = {key: value.clone() for key, value in reader.state_dict().items()}
     old["first.weight"] = old["first.weight"][:, :4]
     del old["blend.weight"]
@@ -272,6 +273,21 @@ def test_weights_of_a_reader_that_was_not_told_the_heights_still_load():
     assert not torch.allclose(reader(maps), answer, atol=1e-2)
     reader.load_state_dict(old)
     assert torch.equal(reader(maps), answer)
+
+
+def test_an_untrained_reader_heeds_what_has_a_direction():
+    """Bumps of the maps of the mask that is sure, that of the rest, and all, at three places."""
+    reader, azimuth = CircleReader(1, 8, 1, False), torch.arange(360.0)
+    sure, rest, everything = (torch.exp(-(angular_error(azimuth, place) / 10).square())
+                              for place in (50.0, 140.0, 230.0))
+
+    def answer(sure_height, rest_height=0.0):
+        maps = [torch.zeros(360), sure_height * sure, rest_height * rest, 0.2 * everything]
+        return reader(torch.stack(maps)[None, :, None])[0, 0]
+
+    assert int(answer(0.2).argmax()) == 50
+    assert int(answer(0.005).argmax()) == 230, "what the words picked has no direction"
+    assert (answer(0.2, 0.2) - answer(0.2))[140].item() == pytest.approx(-0.3 * 20 * 0.2, rel=0.05)
 
 
 def test_it_hears_what_its_separator_hears():

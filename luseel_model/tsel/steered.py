@@ -25,9 +25,9 @@ from .config import TselConfig
 from .features import pair_phases, spectra, steered_response, steering, without_common
 
 _EPS = 1e-10
-_MASKS = 4   # see SteeredNetwork.weights
-_SURE = 1    # the one of them whose peak is the answer of an untrained reader
-_BLEND = 20.0
+_MASKS = 4                        # see SteeredNetwork.weights
+_SURE, _NOT, _ALL = 1, 2, 3       # three of them
+_SCALE = 20.0                     # of logits to maps, whose peaks are below 1
 
 
 @dataclass
@@ -60,13 +60,15 @@ class Steered:
 class CircleReader(nn.Module):
     """Reads steered maps over the directions, all of them alike: circular convolutions.
 
-    At first the answer is the peak of the maps of the ``sure`` mask. It is told how high the peak of
-    each map is: where what the words picked has no direction, the other maps must speak. ``over_time``
-    lets neighbouring frames of a moving sound know of each other.
+    At first the answer is the peak of the maps of the mask ``_SURE``. Where that is high, what comes
+    from where the rest comes from counts less; where it is low, what the words picked has no
+    direction (an additive sound's bands, say), and all that has one speaks. ``over_time`` lets
+    neighbouring frames of a moving sound know of each other.
     """
 
-    def __init__(self, maps: int, sure: slice, channels: int, layers: int, over_time: bool):
+    def __init__(self, bands: int, channels: int, layers: int, over_time: bool):
         super().__init__()
+        maps, part = _MASKS * bands, 1 / bands ** 0.5
         self.first = nn.Conv2d(2 * maps, channels, 1)  # maps and the heights of their peaks
         nn.init.zeros_(self.first.weight[:, maps:])
         self.layers = nn.ModuleList(
@@ -82,11 +84,15 @@ class CircleReader(nn.Module):
         nn.init.zeros_(self.last.weight)
         self.direct = nn.Conv2d(maps, 1, 1, bias=False)
         nn.init.zeros_(self.direct.weight)
-        nn.init.constant_(self.direct.weight[:, sure], 20.0 / (sure.stop - sure.start) ** 0.5)
-        # how the maps are blended is learnt by a part of its own, scaled as ``direct`` is: steps of
-        # the learning rate would leave weights of this size as they are
-        self.blend = nn.Conv2d(maps, 1, 1, bias=False)
+        nn.init.constant_(self.direct.weight[:, _of(_SURE, bands)], _SCALE * part)
+        # what is added where the peak is high, and where it is low. Numbers found on scenes of the
+        # valid split (docs/tsel.md), and learnt from there: scaled, since steps of the learning rate
+        # would leave weights as large as those of ``direct`` as they are
+        self.blend = nn.Conv2d(maps, 2, 1, bias=False)
         nn.init.zeros_(self.blend.weight)
+        nn.init.constant_(self.blend.weight[0, _of(_NOT, bands)], -0.3 * part)
+        nn.init.constant_(self.blend.weight[1, _of(_ALL, bands)], part)
+        self.low = nn.Parameter(torch.tensor([0.8, 5.0]))  # a low peak, and how sharp that is
         self.register_load_state_dict_pre_hook(_grow_reader)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -99,17 +105,26 @@ class CircleReader(nn.Module):
             if len(self.times):
                 y = y + self.times[i](y)
             x = x + y
-        return (self.last(x) + self.direct(maps) + _BLEND * self.blend(maps))[:, 0]
+        direct, blend = self.direct(maps), _SCALE * self.blend(maps)
+        high = ((direct.amax(-1, keepdim=True) - self.low[0]) * self.low[1]).sigmoid()
+        blend = high * blend[:, :1] + (1 - high) * blend[:, 1:]
+        return (self.last(x) + direct + blend)[:, 0]
+
+
+def _of(mask: int, bands: int) -> slice:
+    """The maps of a mask."""
+    return slice(mask * bands, (mask + 1) * bands)
 
 
 def _grow_reader(reader: CircleReader, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Weights of a reader that wasn't told the heights: what it lacks starts at zero."""
+    """Weights of a reader that knew nothing of the heights: what they lack adds nothing."""
     first, wanted = f"{prefix}first.weight", reader.first.weight
     if first in state and state[first].shape[1] < wanted.shape[1]:
         grown = torch.zeros_like(wanted)
         grown[:, :state[first].shape[1]] = state[first]
         state[first] = grown
-        state.setdefault(f"{prefix}blend.weight", torch.zeros_like(reader.blend.weight))
+        state[f"{prefix}blend.weight"] = torch.zeros_like(reader.blend.weight)
+        state[f"{prefix}low"] = reader.low.detach().clone()
 
 
 class SteeredNetwork(nn.Module):
@@ -124,9 +139,7 @@ class SteeredNetwork(nn.Module):
         self._used = slice(int((frequency < size.lowest).sum()),
                            int((frequency <= size.highest).sum()))
         self._edges = _band_edges(frequency[self._used], size.bands)
-        sure = slice(_SURE * size.bands, (_SURE + 1) * size.bands)
-        self.reader = CircleReader(_MASKS * size.bands, sure, size.circle, size.circle_layers,
-                                   size.frame > 0)
+        self.reader = CircleReader(size.bands, size.circle, size.circle_layers, size.frame > 0)
         self.set_array(config.array)
 
     def set_array(self, array: MicrophoneArray) -> None:
