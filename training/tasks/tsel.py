@@ -25,7 +25,7 @@ from luseel_model.tsel.network import TselOutput
 from luseel_model.tsel.text import text_encoder
 from training.arrays.simulation import ArraySceneConfig, ArraySimulator
 from training.captions import Captions
-from training.losses import doa_cross_entropy, presence_bce
+from training.losses import balanced_presence, doa_cross_entropy
 from training.losses.emd import circular_emd, printed_emd
 from training.pool import ClipPool
 from training.queries import QueryBank, ask_for_absent
@@ -367,21 +367,6 @@ class TselTask(Task):
 
     def info(self) -> dict[str, Any]:
         return {"kinds": self.train_pool.kinds, "rooms": self.config.data.scenes.bank}
-
-
-def balanced_presence(logits: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy of the presence with present and absent queries weighing the same, however
-    many of either there are: half the mean over the ones, half over the others.
-
-    Args:
-        logits: (N,).
-        present: (N,) bool.
-    Returns:
-        () nats.
-    """
-    loss = presence_bce(logits, present)
-    halves = [(loss * part).sum() / part.sum().clamp(min=1) for part in (present, ~present)]
-    return 0.5 * (halves[0] + halves[1])
 
 
 TASK = TselTask
