@@ -341,7 +341,7 @@ class Extractor(ABC):
         queries = [self.check_query(one) for one in (query if is_list else [query])]
         if not queries:
             return []
-        inside = _resample(audio, sample_rate, self.sample_rate)
+        inside = resample(audio, sample_rate, self.sample_rate)
         samples, size = inside.shape[1], self.window_samples
         starts = window_starts(samples, size)
         padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
@@ -363,7 +363,7 @@ class Extractor(ABC):
         results, located = [], self.capabilities.direction
         for i, one in enumerate(queries):
             extracted = None if joined.audio is None else _fit(
-                _resample(joined.audio[i], self.sample_rate, sample_rate), audio.shape[1])
+                resample(joined.audio[i], self.sample_rate, sample_rate), audio.shape[1])
             windows = [WindowEstimate(start / self.sample_rate, duration,
                                       float(o.azimuth[i]) if located else None,
                                       o.likelihood[i] if located else None,
@@ -375,7 +375,8 @@ class Extractor(ABC):
         return results if is_list else results[0]
 
 
-def _resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:
+def resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:
+    """(channels, samples) at ``source`` Hz → float32 at ``target`` Hz."""
     if source == target:
         return audio
     return np.ascontiguousarray(soxr.resample(audio.T, source, target).T, dtype=np.float32)

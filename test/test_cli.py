@@ -110,6 +110,8 @@ def test_model_without_localization(folder, capsys):
     (["in.wav", "rain", "-o", "gone/a.wav"], "folder of gone/a.wav doesn't exist"),
     (["in.wav", "rain", "-o", "a.doc"], "a.doc: unknown kind of file; use one of"),
     (["in.wav", "rain", "--plot", "a.doc"], "a.doc: unknown kind of file; use one of .png"),
+    (["in.wav", "rain", "--attention", "a.doc"], "a.doc: unknown kind of file; use one of .png"),
+    (["in.wav", "rain", "--attention", "a.png"], "attends to no clues: leave --attention out"),
     (["in.wav", "rain", "-o", "taken.wav"], "can't write taken.wav"),
 ])
 def test_mistakes(folder, capsys, arguments, said):

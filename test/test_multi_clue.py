@@ -355,6 +355,19 @@ def test_attention_of_a_query_names_its_places(tmp_path):
     assert (tmp_path / "attention.png").stat().st_size > 10_000
 
 
+def test_attention_in_a_long_recording_is_that_of_its_loudest_window():
+    model = extractor()
+    size, rate = model.window_samples, model.sample_rate
+    audio = noise(2, 4 * size).numpy()
+    audio[:, 2 * size:3 * size] *= 3
+    query = Query(text="a dog", tag="bell")
+    expected = model.attention(audio[:, 2 * size:3 * size], query)
+    np.testing.assert_allclose(model.attention_of(audio, rate, query).weights, expected.weights,
+                               atol=1e-6)
+    assert model.attention_of(audio, 3 * rate, query).spectrogram.shape == \
+        expected.spectrogram.shape
+
+
 def test_a_head_tells_front_from_back():
     model, x = extractor(), noise(2, 8000)
     sphere = model.infer_window(x, ["a dog"]).likelihood

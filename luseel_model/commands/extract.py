@@ -36,6 +36,8 @@ def register(commands) -> None:
                         help="output file, one for each query (default: INPUT_QUERY.wav)")
     parser.add_argument("--json", action="store_true", help="print everything known as JSON")
     parser.add_argument("--plot", metavar="PNG", help="write a picture")
+    parser.add_argument("--attention", metavar="PNG", help="of one query to a model of several "
+                        "clues: write which clue counts when in the loudest window")
     parser.add_argument("--model", help="checkpoint: name or .safetensors (default: the shipped)")
     parser.add_argument("--array", metavar="YAML",
                         help="where the microphones are, for models that hear any array")
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise LuseelError("two queries would be written to one file: name one for each with -o")
     formats = [f".{name.lower()}" for name in soundfile.available_formats()]
     for path, known in [*((p, formats) for p in out),
-                        *([(Path(args.plot), PICTURES)] if args.plot else [])]:
+                        *((Path(p), PICTURES) for p in (args.plot, args.attention) if p)]:
         if not path.parent.is_dir():
             raise LuseelError(f"the folder of {path} doesn't exist")
         if path.suffix.lower() not in known:
@@ -74,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
             raise LuseelError(f"the model {model.name} hears two ears: leave --array out")
         from ..arrays import load_array
         model.set_array(load_array(args.array))
+    if args.attention and not hasattr(model, "attention_of"):
+        raise LuseelError(f"the model {model.name} attends to no clues: leave --attention out")
+    if args.attention and len(named) != 1:
+        raise LuseelError(f"--attention shows one query, there are {len(named)}: give one, or "
+                          "--together")
     progress = False if args.quiet else None
     results = model.extract(audio.T, rate, [query for _, query in named], progress=progress)
     for result, (name, _) in zip(results, named):
@@ -89,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from ..plotting import plot_extractions
         plot_extractions(audio.T, results, args.plot)
+    if args.attention:
+        from ..multi_clue.plot import save_attention
+        save_attention(model.attention_of(audio.T, rate, named[0][1]), args.attention,
+                       named[0][0])
     if args.json:
         report = [{**r.to_dict(), "file": p and str(p)} for r, p in zip(results, files)]
         print(json.dumps(report if len(report) > 1 else report[0], indent=1))

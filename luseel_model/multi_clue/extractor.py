@@ -13,9 +13,10 @@ from ..calibration import Calibration
 from ..errors import AudioError, QueryError
 from ..heads import Head
 from ..images import ImageEncoder, validate_image
-from ..inference import Extractor, WindowTensors, energy_share
+from ..inference import Extractor, WindowTensors, energy_share, resample, validate_audio
 from ..interaural_direction import head_cross_spectra, interaural_likelihood
 from ..query import Capabilities, Query
+from ..recording import window_starts
 from ..text import TextEncoder, pad_embeddings
 from .attention import Clues
 from .config import MultiClueConfig
@@ -187,6 +188,19 @@ class MultiClueExtractor(Extractor):
             weights[:, taken].cpu().numpy(), names, labels,
             (np.arange(rows) + 0.5) * duration / rows,
             (10 * torch.log10(power + 1e-12)).cpu().numpy(), duration, self.sample_rate)
+
+    def attention_of(self, audio: np.ndarray, sample_rate: float, query: str | Query
+                     ) -> ClueAttention:
+        """:meth:`attention` in the loudest window of a recording of any length and rate.
+
+        Args:
+            audio: (2, samples), full scale ±1.
+        """
+        audio = resample(validate_audio(audio, sample_rate, self.microphones), sample_rate,
+                         self.sample_rate)
+        starts = window_starts(audio.shape[1], self.window_samples)
+        windows = [audio[:, start: start + self.window_samples] for start in starts]
+        return self.attention(max(windows, key=lambda window: np.square(window).sum()), query)
 
     def _labels(self, name: str, query: Query) -> list[str]:
         if name == "tag":
