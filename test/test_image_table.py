@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
+import soundfile
 import torch
 from test_id_uss_task import (CONCEPTS, IMAGE, config_of, data,  # noqa: F401 (fixtures)
                               settings, vector)
 
 from luseel_model.checkpoint import save_checkpoint
+from luseel_model.errors import ConfigError
 from luseel_model.families import load_config
 from training.image_table.__main__ import main
+from training.image_table.figure import extraction_figure
 from training.image_table.measure import CONDITIONS, Condition, measure
 from training.image_table.rows import ROWS
 from training.image_table.table import figure, our_parameters, report
@@ -68,6 +73,8 @@ def test_what_is_measured(tested):
     assert result["queries"] == 12 and result["concepts"] == 2  # both sounds of each
     assert result["sdr_before"][0] == pytest.approx(0, abs=2)   # -5 to 5 dB, both asked for
     assert -30 < result["sdri"][0] < 10 and "within_10" not in result
+    # plain SDR rewards half the mixture: 3 dB for two sounds of one level, less apart from that
+    assert 1 < result["sdri of half the mixture"][0] < 3.5
     again = measure(network, str(packed), str(pictures), Condition("two", "two"), 6)
     assert again == result
     heard = measure(network, str(packed), str(pictures), Condition("ears", "ears", head="mit_kemar"), 4)
@@ -109,6 +116,25 @@ def test_command_line(tested, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(command)
     assert "another model_sha256" in capsys.readouterr().err
+
+
+def test_a_figure_of_two_sounds(tmp_path):
+    class Half:
+        def extract(self, audio, rate, queries, progress):
+            assert [query.image.shape for query in queries] == [(9, 12, 3)] * 2
+            return [SimpleNamespace(audio=0.5 * audio) for _ in queries]
+
+    random = np.random.default_rng(0)
+    sounds, pictures = [tmp_path / "a.wav", tmp_path / "b.wav"], [tmp_path / "a.png"] * 2
+    for path in sounds:
+        soundfile.write(path, 0.1 * random.standard_normal((8000, 2)), 16000)
+    PIL.Image.fromarray(random.integers(0, 255, (9, 12, 3), np.uint8)).save(pictures[0])
+    extraction_figure(Half(), sounds, pictures, tmp_path / "out.png", seconds=0.5)
+    assert np.asarray(PIL.Image.open(tmp_path / "out.png").convert("L")).std() > 30
+    with pytest.raises(ConfigError, match="two ears and 4 s"):
+        extraction_figure(Half(), sounds, pictures, tmp_path / "out.png")
+    with pytest.raises(ConfigError, match="a picture for each"):
+        extraction_figure(Half(), sounds, pictures[:1], tmp_path / "out.png", seconds=0.5)
 
 
 def test_report_without_a_row(tested):

@@ -93,7 +93,7 @@ def words(interval: dict[str, float] | None, scale: float = 1.0, digits: int = 2
     if not interval or not interval["n"]:
         return "–"
     mean, low, high = (f"{scale * interval[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return f"{mean} ({low} to {high})" if interval["clusters"] > 1 else mean
 
 
 def markdown(summary: dict[str, Any]) -> str:

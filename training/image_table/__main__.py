@@ -11,8 +11,10 @@ from typing import Sequence
 from luseel_model.checkpoint import find_checkpoint, load_network
 from luseel_model.errors import CheckpointError, ConfigError, LuseelError
 from luseel_model.id_uss import IDUSS
+from luseel_model.inference import load_model
 from training.benchmark.run import Results
 from training.corpus.pack import file_sha256
+from training.image_table.figure import extraction_figure
 from training.image_table.measure import CONDITIONS, measure
 from training.image_table.rows import ROWS
 from training.image_table.table import read_results, report
@@ -43,12 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--pictures", default="data/pictures")
     for command in (command, commands.add_parser("report", help="results as Markdown")):
         command.add_argument("--out", type=Path, default=Path("docs/reports/image"))
+    command = commands.add_parser("figure", help="spectrograms of what pictures extract")
+    command.add_argument("checkpoint", help="name of a shipped one, or a path")
+    command.add_argument("--sounds", nargs="+", required=True, help="recordings that are mixed")
+    command.add_argument("--pictures", nargs="+", required=True, help="a picture of each")
+    command.add_argument("--out", type=Path, default=Path("docs/figures/id_uss.png"))
     options = parser.parse_args(arguments)
     try:
         if options.command == "report":
             text = report(read_results(options.out))
             (options.out / "report.md").write_text(text, encoding="utf-8")
             print(text)
+            return 0
+        if options.command == "figure":
+            extraction_figure(load_model(options.checkpoint, "cpu"), options.sounds,
+                              options.pictures, options.out)
+            print(options.out)
             return 0
         network, info = load_network(options.checkpoint)
         if not isinstance(network, IDUSS):

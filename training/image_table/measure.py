@@ -120,6 +120,7 @@ def measure(network: IDUSS, packed: str, pictures: str, condition: Condition,
             row = batch_metrics(estimate, target, mixture, others)
             row["sdr_before"] = sdr(mixture, target)
             row["sdri"] = sdr(estimate, target) - row["sdr_before"]
+            row["sdri of half the mixture"] = sdr(0.5 * mixture, target) - row["sdr_before"]
             if output.presence_logits is not None:
                 row["confidence"] = output.presence_logits[:, place].sigmoid()
             if ears == 2:
