@@ -77,7 +77,7 @@ class TselLossConfig:
     ``share`` of the sound in the energy, and ``presence``.
     """
 
-    kind: Literal["printed", "circular", "cross_entropy"] = "circular"
+    kind: Literal["printed", "circular", "cross_entropy"] = "printed"
     direction: float = 1.0
     variance: float = 5.0
     share: float = 0.0
