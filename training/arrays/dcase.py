@@ -11,6 +11,7 @@ files in ``foa_dev/...`` and ``metadata_dev/...``, and may have a distance as a 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,21 +71,53 @@ class Recording:
         digits = self.name.removeprefix("fold").split("_")[0]
         return int(digits) if digits.isdigit() else 0
 
-    def load(self, sample_rate: int) -> np.ndarray:
+    @property
+    def room(self) -> str:
+        """What the name says before the number of the mixture: ``fold1_room2``."""
+        return self.name.split("_mix")[0]
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[soundfile.SoundFile]:
+        try:
+            with soundfile.SoundFile(self.path) as file:
+                if file.channels != CHANNELS:
+                    raise ConfigError(
+                        f"{self.path} has {file.channels} channels, {CHANNELS} are needed")
+                yield file
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{self.path} can't be read: {error}") from None
+
+    def seconds(self) -> float:
+        """Length of the audio.
+
+        Raises:
+            ConfigError: as :meth:`load`.
+        """
+        with self._open() as file:
+            return file.frames / file.samplerate
+
+    def load(self, sample_rate: int, start: float = 0.0, seconds: float | None = None
+             ) -> np.ndarray:
         """Audio (4, N), float32 at ``sample_rate``.
 
+        Args:
+            start: second within the recording to begin at.
+            seconds: how much; beyond the recording's end there is silence. None: all the rest.
         Raises:
             ConfigError: not four channels, or no audio file.
         """
-        try:
-            audio, rate = soundfile.read(self.path, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"{self.path} can't be read: {error}") from None
-        if audio.shape[1] != CHANNELS:
-            raise ConfigError(f"{self.path} has {audio.shape[1]} channels, {CHANNELS} are needed")
+        with self._open() as file:
+            rate = file.samplerate
+            file.seek(min(round(start * rate), file.frames))
+            audio = file.read(-1 if seconds is None else round(seconds * rate), dtype="float32",
+                              always_2d=True)
         if rate != sample_rate:
             audio = soxr.resample(audio, rate, sample_rate)
-        return np.ascontiguousarray(audio.T, dtype=np.float32)
+        audio = audio.T
+        if seconds is not None:
+            size = round(seconds * sample_rate)
+            audio = np.pad(audio[:, :size], ((0, 0), (0, max(0, size - audio.shape[1]))))
+        return np.ascontiguousarray(audio, dtype=np.float32)
 
 
 def read_events(path: Path, classes: tuple[str, ...] = CLASSES) -> tuple[Event, ...]:
@@ -122,6 +155,9 @@ def read_folder(folder: str | Path, audio_format: Literal["foa", "mic"] = "foa",
         ConfigError: there are none of this format, or metadata is missing.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"no folder {folder}: expected recordings of the DCASE generator or data "
+                          "set in it (docs/tsel.md)")
     metadata = {path.stem: path for path in folder.rglob("*.csv")
                 if any(part.startswith("metadata") for part in path.relative_to(folder).parts)}
     found = []

@@ -23,6 +23,9 @@ from luseel_model.tsel.config import TselConfig
 from luseel_model.tsel.features import spectra
 from luseel_model.tsel.network import TselOutput
 from luseel_model.tsel.text import text_encoder
+from training.arrays.dcase import CHANNELS
+from training.arrays.dcase_scenes import DcaseConfig, DcaseScenes, read_splits
+from training.arrays.scenes import Scenes
 from training.arrays.simulation import ArraySceneConfig, ArraySimulator
 from training.captions import Captions
 from training.losses import balanced_presence, doa_cross_entropy
@@ -44,7 +47,8 @@ class TselDataConfig:
     a step; in ``absent_share`` of the scenes the last of them asks for a sound that isn't there.
     ``moving_share`` of the batches of a network for moving sounds are of sounds that move, in rooms
     of ``path_bank``. ``turn``: scenes are turned and mirrored in all ways that only reorder the
-    array's microphones."""
+    array's microphones. ``dcase``: recordings in the DCASE generator's layout instead of all that
+    is simulated; of the others, ``captions``, ``label_share`` and ``queries`` count then."""
 
     packed: str = "data/packed"
     captions: bool = True
@@ -58,6 +62,7 @@ class TselDataConfig:
     simulation: SimulationConfig = SimulationConfig(
         seconds=10.0, snr_db=(0.0, 0.0), rate=None, equaliser_db=0.0, level_db=None,
         swap_ears=0.0, head_size=None)
+    dcase: DcaseConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("absent_share", "moving_share"):
@@ -105,8 +110,19 @@ class TselTrainConfig(TrainConfig):
                               "features")
         if self.data.moving_share and model.output != "frames":
             raise ConfigError("data.moving_share needs a model whose output is 'frames'")
+        if self.data.dcase:
+            if model.features != "gcc" or model.array.microphones != CHANNELS:
+                raise ConfigError(f"data.dcase needs a model with features 'gcc' and {CHANNELS} "
+                                  "microphones")
+            if self.data.turn or self.data.absent_share:
+                raise ConfigError("data.turn and data.absent_share are for simulated scenes: with "
+                                  "data.dcase set data.turn=false and data.absent_share=0")
         if not self.loss.direction:
             raise ConfigError("loss.direction must be above 0: there is nothing else to give")
+
+    @property
+    def packed(self) -> str:
+        return "" if self.data.dcase else self.data.packed
 
 
 @dataclass
@@ -120,7 +136,7 @@ class Batch:
         other: (B, Q), or (B, Q, T): direction of the nearest other sound, NaN for none.
         weight: like ``azimuth``: how much a direction counts.
         kind: (B, S) of the sounds.
-        sources: (B, S, N) as the first microphone hears them.
+        sources: (B, S, N) as the first microphone hears them; None of recordings.
         asked: (B, Q) which sound each query asks for, -1 for one that isn't there.
         wording: (B, Q) index into the wordings of the queries.
     """
@@ -130,7 +146,7 @@ class Batch:
     other: Tensor
     weight: Tensor
     kind: Tensor
-    sources: Tensor
+    sources: Tensor | None
     asked: Tensor
     wording: Tensor
 
@@ -143,11 +159,30 @@ class TselTask(Task):
     def __init__(self, config: TselTrainConfig, device: torch.device, seed: int):
         super().__init__(config, device, seed)
         data, self.model = config.data, self.network.config
-        self.train_pool = ClipPool.load(data.packed, "train", device)
+        self.generator = torch.Generator().manual_seed(seed + 1)  # wordings, choice of queries
+        self.turns = self.model.array.symmetries() if data.turn else []
+        self._fixed: dict[str, list[Batch]] = {}
+        self.still = self.moving = self.recorded = None
+        if data.dcase:  # another source of scenes, with chance from this generator alone
+            splits = read_splits(data.dcase)
+            self.recorded, valid = (
+                DcaseScenes(splits[split], data.dcase.classes, self.model, device, split)
+                for split in ("train", "valid"))
+            self._valid: dict[str, ArraySimulator | DcaseScenes] = {"dcase": valid}
+            self.kinds = self.recorded.kinds
+            self.test_folds = sorted({recording.fold for recording in splits["test"]})
+        else:
+            self.train_pool = ClipPool.load(data.packed, "train", device)
+            self.kinds = self.train_pool.kinds
         captions = Captions.load() if data.captions else None
         encoder = text_encoder(self.model.text, device)
-        self.bank = QueryBank(self.train_pool.kinds, encoder, captions, data.label_share, device)
+        self.bank = QueryBank(self.kinds, encoder, captions, data.label_share, device)
         del encoder
+        if not data.dcase:
+            self._make_simulators()
+
+    def _make_simulators(self) -> None:
+        data, seed, device = self.config.data, self.seed, self.device
 
         def simulator(pool: ClipPool, split: str, seed: int, moving: bool,
                       **changes: Any) -> ArraySimulator:
@@ -171,9 +206,6 @@ class TselTask(Task):
                 "two": simulator(valid, "valid", _VALIDATION_SEED, False, additive_share=0.0),
                 "additive": simulator(valid, "valid", _VALIDATION_SEED + 1, False,
                                       additive_share=1.0)}
-        self.generator = torch.Generator().manual_seed(seed + 1)  # wordings, choice of queries
-        self.turns = self.model.array.symmetries() if data.turn else []
-        self._fixed: dict[str, list[Batch]] = {}
 
     def start(self) -> None:
         """The separator's weights.
@@ -186,15 +218,18 @@ class TselTask(Task):
             load_separator(self.network.body.separator, self.config.separator)
 
     def describe(self) -> str:
+        if self.recorded:
+            valid = self._valid["dcase"]
+            return (f"{len(self.recorded.recordings)} recordings of "
+                    f"{self.recorded.seconds / 3600:.2f} h, {len(valid.recordings)} of "
+                    f"{valid.seconds / 3600:.2f} h for validation")
         rooms = " and ".join(s.bank.summary() for s in (self.still, self.moving) if s)
         return f"{len(self.train_pool)} recordings; {rooms}"
 
     # -- batches
 
-    def _scenes(self, simulator: ArraySimulator, size: int, count: int | None
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mixture (B, M, N), sources (B, S, N) at the first microphone, azimuths (B, S) or
-        (B, S, T), kinds (B, S)."""
+    def _scenes(self, simulator: ArraySimulator, size: int, count: int | None) -> Scenes:
+        """Simulated scenes of ``count`` sounds, or of any number."""
         frames = self.model.output == "frames"
         if frames and simulator.bank.is_path:
             sounds = simulator.config.n_sources
@@ -208,33 +243,41 @@ class TselTask(Task):
             if frames:
                 steps = len(self.model.frame_times)
                 azimuth = azimuth[..., None].expand(-1, -1, steps).clone()
-        return scene.mixture, scene.sources[:, :, 0], azimuth, scene.kind
+        sources, known = scene.sources[:, :, 0], ~azimuth.isnan()
+        weight = known.float()
+        if frames:
+            weight = weight * self._loudness(sources, azimuth.shape[-1])
+        return Scenes(scene.mixture, azimuth, weight, scene.kind,
+                      known.all(-1) if frames else known, sources)
 
     def batch(self, step: int, size: int) -> Batch:
         data = self.config.data
-        simulator = self.still or self.moving
-        if self.still and self.moving and \
-                torch.rand((), generator=self.generator) < data.moving_share:
-            simulator = self.moving
-        audio, sources, azimuth, kind = self._scenes(simulator, size, None)
+        if self.recorded:
+            scenes = self.recorded.draw(size, self.generator)
+        else:
+            simulator = self.still or self.moving
+            if self.still and self.moving and \
+                    torch.rand((), generator=self.generator) < data.moving_share:
+                simulator = self.moving
+            scenes = self._scenes(simulator, size, None)
+        kind = scenes.kind
         if self.turns:
             pick = int(torch.randint(len(self.turns), (), generator=self.generator))
             turn, mirrored, order = self.turns[pick]
-            audio = audio[:, list(order)]
-            azimuth = torch.remainder(turn - azimuth if mirrored else turn + azimuth, 360.0)
-        # sounds without a direction are asked for last
+            scenes.audio = scenes.audio[:, list(order)]
+            azimuth = -scenes.azimuth if mirrored else scenes.azimuth
+            scenes.azimuth = torch.remainder(turn + azimuth, 360.0)
+        # sounds that can't be asked for, or have no direction, come last
         rank = torch.rand(kind.shape, generator=self.generator).to(kind.device)
-        lost = azimuth.isnan() if azimuth.dim() == 2 else azimuth.isnan().any(-1)
-        asked = (rank + lost).argsort(1)[:, :min(data.queries, kind.shape[1])]
+        asked = (rank + ~scenes.askable).argsort(1)[:, :min(data.queries, kind.shape[1])]
         wanted = kind.gather(1, asked)
         if data.absent_share:
             asked, wanted = ask_for_absent(
                 asked, wanted, self.bank.missing(kind), data.absent_share, self.generator)
-        return self._batch(audio, sources, azimuth, kind, asked,
-                           self.bank.draw(wanted, self.generator))
+        return self._batch(scenes, asked, self.bank.draw(wanted, self.generator))
 
-    def _batch(self, audio: Tensor, sources: Tensor, azimuth: Tensor, kind: Tensor, asked: Tensor,
-               wording: Tensor) -> Batch:
+    def _batch(self, scenes: Scenes, asked: Tensor, wording: Tensor) -> Batch:
+        azimuth, kind = scenes.azimuth, scenes.kind
         rows = torch.arange(len(kind), device=kind.device)[:, None]
         target = azimuth[rows, asked.clamp(min=0)]
         gone = asked < 0
@@ -245,11 +288,8 @@ class TselTask(Task):
         others[asked[..., None] == torch.arange(count, device=kind.device)] = torch.nan
         apart = angular_error(others, target[:, :, None]).nan_to_num(1e9)
         other = others.gather(2, apart.argmin(2, keepdim=True))[:, :, 0]
-        weight = (~target.isnan()).float()
-        if target.dim() == 3:
-            heard = self._loudness(sources, target.shape[-1])[rows, asked.clamp(min=0)]
-            weight = weight * heard
-        return Batch(audio, target, other, weight, kind, sources, asked, wording)
+        weight = scenes.weight[rows, asked.clamp(min=0)] * ~target.isnan()
+        return Batch(scenes.audio, target, other, weight, kind, scenes.sources, asked, wording)
 
     def _loudness(self, sources: Tensor, frames: int) -> Tensor:
         """(B, S, N) → (B, S, T) bool as float: is the sound there around this frame?"""
@@ -312,10 +352,18 @@ class TselTask(Task):
 
     def fixed_batch(self, simulator: ArraySimulator, size: int, sources: int) -> Batch:
         """Scenes whose sounds that have a direction are asked for by their labels."""
-        audio, heard, azimuth, kind = self._scenes(simulator, size, sources)
-        queries = 1 if bool(azimuth.isnan().any()) else sources
-        asked = torch.arange(queries, device=kind.device).expand(size, -1)
-        return self._batch(audio, heard, azimuth, kind, asked, self.bank.first[kind[:, :queries]])
+        scenes = self._scenes(simulator, size, sources)
+        queries = 1 if bool(scenes.azimuth.isnan().any()) else sources
+        asked = torch.arange(queries, device=scenes.kind.device).expand(size, -1)
+        return self._batch(scenes, asked, self.bank.first[scenes.kind[:, :queries]])
+
+    def _fixed_batches(self, source: ArraySimulator | DcaseScenes) -> list[Batch]:
+        config = self.config.validation
+        if isinstance(source, DcaseScenes):
+            return [self._batch(scenes, asked, self.bank.first[scenes.kind.gather(1, asked)])
+                    for scenes, asked, _ in source.fixed(config.mixtures, config.batch_size)]
+        return [self.fixed_batch(source, config.batch_size, config.sources)
+                for _ in range(max(1, config.mixtures // config.batch_size))]
 
     def measure(self, batch: Batch) -> dict[str, Tensor]:
         """Of each query, (B·Q,): the mean absolute error in degrees (equation 9), and whether the
@@ -336,15 +384,13 @@ class TselTask(Task):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Over fixed scenes of the valid split, by labels. ``score`` is the mean absolute error of
-        moving sounds where the network is trained on these; else the geometric mean of those of two
-        directional sounds and of one with an additive sound, which differ by much."""
-        config = self.config.validation
+        recordings or of moving sounds where the network is trained on these; else the geometric
+        mean of those of two directional sounds and of one with an additive sound, which differ by
+        much."""
         result: dict[str, float] = {}
-        for name, simulator in self._valid.items():
+        for name, source in self._valid.items():
             if name not in self._fixed:
-                count = max(1, config.mixtures // config.batch_size)
-                self._fixed[name] = [self.fixed_batch(simulator, config.batch_size, config.sources)
-                                     for _ in range(count)]
+                self._fixed[name] = self._fixed_batches(source)
             rows = [self.measure(batch)
                     for batch in tqdm(self._fixed[name], desc=name, leave=False)]
             for key in ("mae", "right"):
@@ -366,7 +412,11 @@ class TselTask(Task):
                 simulator.load_state_dict(state[name])
 
     def info(self) -> dict[str, Any]:
-        return {"kinds": self.train_pool.kinds, "rooms": self.config.data.scenes.bank}
+        data = self.config.data
+        if data.dcase:
+            return {"kinds": self.kinds, "audio_format": data.dcase.audio_format,
+                    "test_folds": self.test_folds}
+        return {"kinds": self.kinds, "rooms": data.scenes.bank}
 
 
 TASK = TselTask
