@@ -68,7 +68,8 @@ LEFT_OUT = (
     "Rows with CLAP, FlanT5 and BERT: their weights come from a model hub alone; `text.encoder` "
     "and `text.weights` of a model's configuration take them (docs/tsel.md).",
     "Table II on the responses measured in Tampere: they aren't part of any package here. "
-    "`training.arrays.dcase` reads what the DCASE generator makes of them.",
+    "`luseel-train --config tsel-dcase` trains on what the DCASE generator makes of them, "
+    "`python -m training.arrays.dcase_evaluate` measures it.",
 )
 
 
