@@ -54,6 +54,7 @@ EXTRAS = {
         "fast-bss-eval",  # SDR, SIR and SAR of separated sounds
         "scikit-learn",   # what tells pictures apart (linear discriminant)
         "sofar",          # reading measured heads (SOFA files)
+        "av",             # frames of videos as clues
     ],
     "test": [
         "pytest",

@@ -9,7 +9,7 @@ id, at any depth: sound files, and the videos beside them, if there are any. The
 event with a tagger (section 4.1); ``--checkpoint`` is a multi-clue checkpoint whose tagger does the
 same, without one the loudest 2 s count. Only clips with one label are taken: the paper's way to
 clips of a single source. ``clues.csv`` beside the packed recordings says for each the tag, the
-caption, the video and where in it the event lies.
+caption, the video and where in it the event lies: training.clues.recorded reads it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.corpus.pack import Item, pack, write_atomically
 
 SOURCE = "audioset"
 SOUND = (".wav", ".flac", ".ogg", ".mp3")
-VIDEO = (".mp4", ".mkv", ".webm", ".avi")
+VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif")
 EVENT_SECONDS = 2.0
 _STEP = 0.25  # s, between the places where an event is looked for
 

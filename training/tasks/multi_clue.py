@@ -30,6 +30,7 @@ from luseel_model.text import TextEncoder
 from training.captions import Captions
 from training.clues.bank import ClipBank
 from training.clues.pictures import read_pictures
+from training.clues.recorded import RecordingBank, load_recorded
 from training.heads import load_head
 from training.losses import (absent_queries, balanced_presence, clip_tag_loss, dense_tag_loss,
                              token_energy_shares)
@@ -51,7 +52,9 @@ class MultiClueDataConfig:
     """What is trained on.
 
     Attributes:
-        packed: folder of training.corpus.pack.
+        packed: folder of training.corpus.pack. Where it has the ``clues.csv`` of
+            training.clues.manifests, each recording has its own caption and video as clues instead
+            of wordings and clips of its kind; those without lack that clue.
         heads: names or SOFA files; each mixture is that of one ear.
         pictures: folder of training.pictures that clips are made of (training/clues); empty: no
             video clues.
@@ -82,8 +85,6 @@ class MultiClueDataConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "queries", "clips", "most_pictures")
         require(len(self.given) > 0, "given needs a clue at least")
-        require("video" not in self.given or bool(self.pictures) or len(self.given) > 1,
-                "video alone needs pictures")
         require_share(self, "absent_share")
         require(0 < self.clue_share <= 1, "clue_share must be above 0 and at most 1")
 
@@ -137,7 +138,8 @@ class Batch:
         asked: (B, Q) which sound each query asks for, -1 for one that isn't there.
         clues: what is given of it.
         recording: (B, S) index into the pool.
-        wording, clip: (K,) what stands for each kind in the taggers, -1 in both where its tag does.
+        wording, clip: (K,) what stands for each kind in the taggers, -1 in both where its tag does:
+            indices into the task's ``texts`` and ``clips``.
     """
 
     mixture: Tensor
@@ -166,12 +168,26 @@ class MultiClueTask(Task):
                               f"{len(kinds)} kinds: set overrides: {{tags: {len(kinds)}}}")
         self.bank = QueryBank(kinds, TextEncoder(model.text, device),
                               Captions.load() if data.captions else None, data.label_share, device)
-        train, valid = (load_clips(config, model, kinds, split, device)
-                        for split in ("train", "valid"))
-        self.clips, self.valid_clips = train, valid
+        self.recorded, self.valid_recorded = (
+            load_recorded(data.packed, split, pool, model, data.given)
+            for split, pool in (("train", self.train_pool), ("valid", valid_pool)))
+        self.texts: QueryBank | RecordingBank = self.bank
+        self.clips: ClipBank | RecordingBank
+        self.valid_texts: QueryBank | RecordingBank = self.bank
+        self.valid_clips: ClipBank | RecordingBank
+        if self.recorded is None:
+            self.clips, self.valid_clips = (load_clips(config, model, kinds, split, device)
+                                            for split in ("train", "valid"))
+        else:
+            self.texts, self.clips = self.recorded.texts, self.recorded.videos
+            self.valid_texts = self.valid_recorded.texts
+            self.valid_clips = self.valid_recorded.videos
         excluded = {*data.simulation.exclude_kinds, *data.unseen}
         if data.given == ("video",):  # other kinds can't be asked for
-            excluded |= {k for k, count in zip(kinds, train.count.tolist()) if not count}
+            if not self.clips.count.any():
+                raise ConfigError("video alone needs pictures, or a clues.csv with videos in "
+                                  f"{data.packed} (docs/multi_clue.md)")
+            excluded |= {k for k, count in zip(kinds, self.clips.count.tolist()) if not count}
         simulation = dataclasses.replace(data.simulation, exclude_kinds=tuple(sorted(excluded)))
         heads = [load_head(name) for name in data.heads]
         self.simulator = BinauralSimulator(
@@ -207,33 +223,42 @@ class MultiClueTask(Task):
         asked = torch.rand(kind.shape, generator=chance).argsort(1)[:, :count].to(self.device)
         wanted = kind.gather(1, asked)
         if data.absent_share:
-            asked, wanted = ask_for_absent(
-                asked, wanted, self.bank.missing(kind) & self.seen, data.absent_share, chance)
-        text, clip = self.bank.draw(wanted, chance), self.clips.draw(wanted, chance)
+            free = self.bank.missing(kind) & self.seen
+            if self.recorded is not None:
+                free = free & (self.recorded.recordings.count > 0)
+            asked, wanted = ask_for_absent(asked, wanted, free, data.absent_share, chance)
+        if self.recorded is None:
+            text, clip = self.bank.draw(wanted, chance), self.clips.draw(wanted, chance)
+        else:
+            recording = self.recorded.asked(scene.recording, asked, wanted, chance)
+            text, clip = self.texts.of(recording), self.clips.of(recording)
         use = torch.rand(3, *wanted.shape, generator=chance).to(self.device)
         wording, clips = self._keys()
         if step < self.config.tag_steps + self.config.tag_clue_steps:
             use = torch.tensor([0.0, 1.0, 1.0], device=self.device)[:, None, None].expand_as(use)
-        clues = self.clues(wanted, text, clip, self.choose(use, clip >= 0), self.clips)
+        clues = self.clues(wanted, text, clip, self.choose(use, text >= 0, clip >= 0), self.texts,
+                           self.clips)
         rows = torch.arange(size, device=self.device)
         return Batch(scene.mixture[rows, ear], scene.sources[rows, :, ear], kind, asked, clues,
                      scene.recording, wording, clips)
 
-    def choose(self, chance: Tensor, has_video: Tensor) -> Tensor:
+    def choose(self, chance: Tensor, has_text: Tensor, has_video: Tensor) -> Tensor:
         """Which clues are given, (3, ...) bool in the order of CLUES: of those that there are the
         ones whose ``chance`` (3, ...) is below ``data.clue_share``, and if none is, the one with
         the lowest."""
         there = torch.stack([torch.full_like(has_video, name in self.config.data.given)
                              for name in CLUES])
+        there[1] &= has_text
         there[2] &= has_video
         chance = chance.masked_fill(~there, 2.0)
         return ((chance < self.config.data.clue_share) | (chance == chance.amin(0))) & there
 
-    def clues(self, kind: Tensor, wording: Tensor, clip: Tensor, use: Tensor, bank: ClipBank
-              ) -> Clues:
-        """Clues of kinds (B, Q) by the chosen wordings and clips, those of ``use`` (3, B, Q)."""
+    def clues(self, kind: Tensor, wording: Tensor, clip: Tensor, use: Tensor,
+              texts: QueryBank | RecordingBank, bank: ClipBank | RecordingBank) -> Clues:
+        """Clues of kinds (B, Q) by the chosen wordings and clips of ``texts`` and ``bank``, those
+        of ``use`` (3, B, Q)."""
         tag = F.one_hot(kind, len(self.bank.kinds)).float() * use[0, ..., None]
-        text, text_mask = self.bank.batch(wording)
+        text, text_mask = texts.batch(wording)
         clues = Clues(tag, text, text_mask & use[1, ..., None])
         if len(bank.embeddings):
             clues.video, clues.video_mask = bank.batch(torch.where(use[2], clip, -1))
@@ -243,8 +268,9 @@ class MultiClueTask(Task):
         """For each kind the clue that stands for it in the taggers: a clip, a wording or its tag.
         """
         every = torch.arange(len(self.bank.kinds), device=self.device)
-        wording, clip = (bank.draw(every, self.generator) for bank in (self.bank, self.clips))
+        wording, clip = (bank.draw(every, self.generator) for bank in (self.texts, self.clips))
         chance = torch.rand(3, len(every), generator=self.generator).to(self.device)
+        chance[1] = chance[1].masked_fill(wording < 0, -1.0)
         chance[2] = chance[2].masked_fill(clip < 0, -1.0)
         best = chance.argmax(0)
         return wording.masked_fill(best != 1, -1), clip.masked_fill(best != 2, -1)
@@ -288,7 +314,7 @@ class MultiClueTask(Task):
         """(K, D) one clue a kind in the unified space, the mean of its places."""
         network = self.network.clues
         keys = network.tag(torch.eye(len(self.bank.kinds), device=self.device))
-        for index, bank, project in ((batch.wording, self.bank, network.project_text),
+        for index, bank, project in ((batch.wording, self.texts, network.project_text),
                                      (batch.clip, self.clips, network.project_video)):
             rows = (index >= 0).nonzero()[:, 0]
             if len(rows):
@@ -324,8 +350,9 @@ class MultiClueTask(Task):
                     output = self.network.extract(encoded, clues, batch.mixture.shape[-1])
                 audio = output.audio.flatten(0, 1)[:, None].float()
                 value = snr_improvement(audio, target, mixture)
-                if name == "video":
-                    value = value[batch.clues.video_mask.any(-1).flatten()]
+                if name in ("text", "video"):
+                    mask = batch.clues.text_mask if name == "text" else batch.clues.video_mask
+                    value = value[mask.any(-1).flatten()]
                 rows.setdefault(f"snri_{name}", []).append(value)
                 if name == "all":
                     found = mixture_metrics(output.audio[:, :, None], batch.sources[:, :, None],
@@ -339,13 +366,20 @@ class MultiClueTask(Task):
         generator = torch.Generator().manual_seed(_VALIDATION_SEED)
         scene: Scene = self.validation_simulator.sample(size, self.config.validation.sources)
         kind = scene.kind
-        clip = self.valid_clips.draw(kind, generator)
-        everything = self.choose(torch.zeros(3, *kind.shape, device=self.device), clip >= 0)
-        clues = self.clues(kind, self.bank.first[kind], clip, everything, self.valid_clips)
+        if self.valid_recorded is None:
+            text, clip = self.bank.first[kind], self.valid_clips.draw(kind, generator)
+        else:
+            text, clip = self.valid_texts.of(scene.recording), self.valid_clips.of(scene.recording)
+        everything = self.choose(torch.zeros(3, *kind.shape, device=self.device), text >= 0,
+                                 clip >= 0)
+        clues = self.clues(kind, text, clip, everything, self.valid_texts, self.valid_clips)
         asked = torch.arange(kind.shape[1], device=self.device).expand(size, -1)
         none = torch.full((len(self.bank.kinds),), -1, device=self.device)
         return Batch(scene.mixture[:, 0], scene.sources[:, :, 0], kind, asked, clues,
                      scene.recording, none, none)
+
+    def describe(self) -> str:
+        return "" if self.recorded is None else self.recorded.describe()
 
     # -- its checkpoint
 
