@@ -239,7 +239,7 @@ def test_imports_go_one_way(package, forbidden):
 
 def test_model_needs_no_training_requirements():
     extras = {"tensorboard", "torchmetrics", "fast_bss_eval", "sofar", "demucs", "pyroomacoustics",
-              "av"}
+              "av", "sklearn"}
     assert not imported(ROOT / "luseel_model") & extras
     assert not imported(ROOT / "luseel_ros") & extras
 
