@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Mapping
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import nn
 
 from .config import build_config, to_dict
@@ -76,17 +76,19 @@ def read_checkpoint(path: str | Path) -> tuple[Any, dict[str, torch.Tensor], dic
     """
     path = find_checkpoint(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(
-                    f"{path} is a safetensors file, but not a LuSeeL checkpoint ({FORMAT}): give "
-                    "one that luseel-train wrote, or leave it out for the shipped one")
-            state = {key: file.get_tensor(key) for key in file.keys()}
+        # at once: safe_open opens the file twice, and training may replace it in between
+        data = path.read_bytes()
+        state = load(data)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} can't be read as safetensors ({error}): it is truncated or another kind of "
             "file (PyTorch's pickles are never loaded). Fetch it again, or train one.") from None
+    header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not a LuSeeL checkpoint ({FORMAT}): give one that "
+            "luseel-train wrote, or leave it out for the shipped one")
     try:
         family = find_family(metadata.get("family", DEFAULT))
         config = build_config(family.config_class, json.loads(metadata["config"]))

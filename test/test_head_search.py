@@ -238,6 +238,7 @@ def test_a_smaller_network_grows():
 
 def test_training_configuration_is_checked():
     run = build_config(LuSeeLTrainConfig, {"name": "x", "model": "luseel-small", "steps": 1,
+                                           "data": {"simulation": {"seconds": 0.5}},
                                            "loss": {"candidate_tags": 1.0}})
     with pytest.raises(ConfigError, match="head_search.azimuths"):
         run.check(changed("tiny"))
