@@ -83,6 +83,8 @@ def test_rows_and_resumption(data, tmp_path):
     # one of three absent ones is surer than all present ones, the others less: two pairs of three
     assert "AUROC 0.67" in summary(rows) and "absent above 0.5: 33%" in summary(rows)
     assert "MAE 5.67°" in summary(rows)
+    mute = [{**row, "confidence": 1.0} for row in rows]  # a network without presence
+    assert "MAE 5.67°" in summary(mute) and "AUROC" not in summary(mute)
 
 
 def test_moving_scenes_are_judged_over_time(data):
