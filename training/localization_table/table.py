@@ -39,7 +39,8 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
 
 def _presence(rows: dict[str, np.ndarray]) -> tuple[str, str]:
     """How well the confidence tells present sounds from absent ones (AUROC), and the share of
-    absent ones above 0.5 in percent; empty where there are none, and for networks that don't say."""
+    absent ones above 0.5 in percent; empty where there are none, or where the network can't
+    say."""
     absent = ~rows["present"]
     if not absent.any() or np.ptp(rows["confidence"]) == 0:
         return "", ""
