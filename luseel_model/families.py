@@ -56,7 +56,7 @@ class Family:
 FAMILIES = {family.name: family for family in (
     Family("luseel", "LuSeeL", "000", "luseel", "LuSeeLConfig", "LuSeeL", "LuSeeLExtractor"),
     Family("tsel", "TSEL", "001", "tsel", "TselConfig", "Tsel", "TselExtractor"),
-    Family("id-uss", "ID-USS-Conformer", "002", "id_uss", "IDUSSConfig", "IDUSS",
+    Family("id-uss", "ID-USS", "002", "id_uss", "IDUSSConfig", "IDUSS",
            "IDUSSExtractor"),
     Family("multi-clue", "multi-clue extraction", "003", "multi_clue", "MultiClueConfig",
            "MultiClue", "MultiClueExtractor"),

@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     network = make_network(changed("tiny"))
     save_checkpoint("net.safetensors", network.state_dict(), network.config,
-                    {"step": 12, "kinds": ["rain", "bell"]})
+                    {"step": 12, "kinds": ["rain", "bell", "horn"], "unseen": ["horn"]})
     soundfile.write("in.wav", noise(20001, 2, level=0.05).numpy(), RATE, subtype="FLOAT")
     return tmp_path
 

@@ -57,7 +57,8 @@ def _about(path: Path) -> dict[str, Any]:
         "name": path.stem, "family": family.title,
         "parameters": sum(v.numel() for v in state.values()),
         "megabytes": path.stat().st_size / 1e6, "window": config.window,
-        "steps": info.get("step", "?"), "kinds": len(info.get("kinds", [])),
+        "steps": info.get("step", "?"),
+        "kinds": len(set(info.get("kinds", [])) - set(info.get("unseen", []))),
         "interface": family.extractor_class.capabilities_of(config).describe(),
         "figures": card.get("figures", ""), "license": card.get("license", ""),
     }
