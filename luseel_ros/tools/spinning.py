@@ -19,7 +19,7 @@ def spinning_node(name: str) -> Iterator:
     from rclpy.signals import SignalHandlerOptions
 
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    node, executor = None, None
+    node, executor, thread = None, None, None
     try:
         node, executor = rclpy.create_node(name), SingleThreadedExecutor()
         executor.add_node(node)
@@ -28,11 +28,14 @@ def spinning_node(name: str) -> Iterator:
             with contextlib.suppress(ExternalShutdownException):
                 executor.spin()
 
-        threading.Thread(target=spin, name="ros", daemon=True).start()
+        thread = threading.Thread(target=spin, name="ros", daemon=True)
+        thread.start()
         yield node
     finally:
         if executor is not None:
             executor.shutdown(timeout_sec=1.0)
+        if thread is not None:  # still waiting on what is about to be destroyed, it would abort
+            thread.join(timeout=2.0)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
