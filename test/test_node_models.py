@@ -51,11 +51,17 @@ class ModelPeer(FieldPeer):
         for _ in range(round(seconds / 0.1)):
             audio = self.random.uniform(-1, 1, (len(levels), 1600)).astype(np.float32)
             audio *= np.float32(levels)[:, None]
+            self.play_audio(audio, "array")
+
+    def play_audio(self, audio, frame_id="ears", pause=0.02):
+        """(microphones, samples), where the last audio ended, in messages of 0.1 s."""
+        for start in range(0, audio.shape[1], 1600):
             stamp = conversions.ns_to_time(T0 + self.position * 62_500)
             self.audio.publish(conversions.array_to_chunk(
-                audio, RATE, self.position, Header(stamp=stamp, frame_id="array")))
+                audio[:, start:start + 1600], RATE, self.position,
+                Header(stamp=stamp, frame_id=frame_id)))
             self.position += 1600
-            self.spin(0.02)
+            self.spin(pause)
 
     def topics(self):
         """What the node publishes."""
@@ -115,12 +121,7 @@ def test_the_shipped_separator_pulls_the_dog_out_of_the_mixture():
                  hop=0.5) as (_, peer):
         assert peer.connected() and peer.request(id="dog", text="dog barking").success
         mixture = tracks[0] + tracks[1]
-        for start in range(0, mixture.shape[1], 1600):
-            stamp = conversions.ns_to_time(T0 + start * 62_500)
-            peer.audio.publish(conversions.array_to_chunk(
-                mixture[:, start:start + 1600], RATE, start,
-                Header(stamp=stamp, frame_id="ears")))
-            peer.spin(0.02)
+        peer.play_audio(mixture)
         assert peer.until(lambda: len(peer.events_of("dog")) >= 8, WAIT)
         # all but what the profile holds back
         assert peer.until(lambda: sum(len(c.samples) for c in peer.extracted) > 2 * 3.7 * RATE,
@@ -152,12 +153,7 @@ def test_the_shipped_localizer_hears_with_four_microphones_where_each_sound_is()
         assert peer.connected()
         for query, text in (("dog", "dog barking"), ("rooster", "rooster crowing")):
             assert peer.request(id=query, text=text).success
-        for start in range(0, mixture.shape[1], 1600):
-            stamp = conversions.ns_to_time(T0 + start * 62_500)
-            peer.audio.publish(conversions.array_to_chunk(
-                mixture[:, start:start + 1600], RATE, start,
-                Header(stamp=stamp, frame_id="array")))
-            peer.spin(0.02)
+        peer.play_audio(mixture, "array")
         assert peer.until(lambda: min(len(peer.events_of(q)) for q in places) >= 8, WAIT)
         for query, azimuth in places.items():
             events = peer.events_of(query)[3:]  # whole windows

@@ -13,9 +13,7 @@ pytest.importorskip("rclpy")
 import ros_helpers  # noqa: E402
 from ear_model import RATE  # noqa: E402
 from luseel.msg import Query  # noqa: E402
-from ros_helpers import T0  # noqa: E402
 from sensor_msgs.msg import CompressedImage  # noqa: E402
-from std_msgs.msg import Header  # noqa: E402
 from test_node_models import WAIT, ModelPeer  # noqa: E402
 from test_node_pictures import raw  # noqa: E402
 from test_shipped import scene_tracks  # noqa: E402
@@ -24,7 +22,6 @@ from luseel_model import load_model  # noqa: E402
 from luseel_model.image_files import read_image  # noqa: E402
 from luseel_model.multi_clue.plot import save_attention  # noqa: E402
 from luseel_model.query import Query as Asked  # noqa: E402
-from luseel_ros import conversions  # noqa: E402
 from training.metrics import si_snr_per_ear_mean  # noqa: E402
 
 DOG, ROOSTER = (Path(__file__).parent / "pictures" / f"{name}.png" for name in ("dog", "rooster"))
@@ -55,13 +52,7 @@ class ScenePeer(ModelPeer):
             dog, rooster, mixture, extraction, each (2, samples).
         """
         mixture, begin = self.tracks[0] + self.tracks[1], self.position
-        for start in range(0, mixture.shape[1], 1600):
-            stamp = conversions.ns_to_time(T0 + self.position * 62_500)
-            self.audio.publish(conversions.array_to_chunk(
-                mixture[:, start:start + 1600], RATE, self.position,
-                Header(stamp=stamp, frame_id="ears")))
-            self.position += 1600
-            self.spin(0.01)
+        self.play_audio(mixture, pause=0.01)
         self.parts += 1
         hops = round(self.parts * SECONDS / HOP)
         assert self.until(lambda: len(self.events_of(query_id)) >= hops, WAIT)

@@ -44,6 +44,11 @@ class IDUSSOutput:
     presence_logits: Tensor | None = None
 
 
+def _level(audio: Tensor) -> Tensor:
+    """(B, M, N) → (B, 1, 1) RMS over ears and samples, above 0."""
+    return audio.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-7)
+
+
 class Words(nn.Module):
     """Which of ``things`` a picture shows, and their words: features (..., D) → a sentence embedding
     (..., E'), the mean of those of the things by their probability, of length 1."""
@@ -102,7 +107,7 @@ class IDUSS(nn.Module):
     def spectra(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M, N) → complex spectrum (B, M, F, T) at an RMS of 1 over ears and samples, and the
         RMS (B, 1, 1)."""
-        level = audio.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-7)
+        level = _level(audio)
         return spectrogram(audio / level, self.config.stft), level
 
     def inputs(self, magnitude: Tensor) -> Tensor:
@@ -145,15 +150,16 @@ class IDUSS(nn.Module):
     def similarity(self, tokens: Tensor, pictures: Tensor) -> Tensor:
         """(B, L, V) tokens and (K, E) or (B, K, E) pictures → (B, L, K)."""
         unit = self.unit(pictures)
-        if self.config.separator == "lass":
-            return self.separator.separator.tagger.similarity(tokens, self.words(unit))
-        return self.tagger.similarity(tokens, unit)
+        asked = self.words(unit) if self.config.separator == "lass" else unit
+        return self._tagger.similarity(tokens, asked)
 
     def presence(self, similarity: Tensor) -> Tensor:
         """(B, L, K) → (B, K) logits."""
-        tagger = self.separator.separator.tagger if self.config.separator == "lass" \
-            else self.tagger
-        return tagger.presence(similarity)
+        return self._tagger.presence(similarity)
+
+    @property
+    def _tagger(self) -> Tagger:
+        return self.separator.separator.tagger if self.config.separator == "lass" else self.tagger
 
     def hear(self, mixture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Conformer only: complex spectrum (B, M, F, T), level, frames (B·M, T, W) and tag tokens
@@ -184,7 +190,7 @@ class IDUSS(nn.Module):
 
         asked = condition[:, None].expand(-1, ears, -1, -1).flatten(0, 2)
         if config.separator == "conv-tasnet":
-            level = mixture.float().square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-7)
+            level = _level(mixture.float())
             audio = self.separator(spread((mixture.float() / level).flatten(0, 1)), asked)
             audio = audio.float().unflatten(0, (batch, ears, queries)).transpose(1, 2)
             return IDUSSOutput(audio * level[:, None], None, level)
@@ -208,7 +214,7 @@ class IDUSS(nn.Module):
         return IDUSSOutput(audio, magnitude, level, tokens, presence)
 
     def _separate_words(self, mixture: Tensor, pictures: Tensor) -> IDUSSOutput:
-        level = mixture.float().square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-7)
+        level = _level(mixture.float())
         heard = self.separator(mixture, self.words(self.unit(pictures)))
         magnitude = heard.mask * heard.spectrum.abs()[:, None] / level[:, None, None]
         tokens = heard.tag_tokens
