@@ -17,7 +17,7 @@ T frames, M mel bands, W tagging width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Sequence
 
 import torch
@@ -44,11 +44,12 @@ class PreparedHead:
     search_forms: Tensor  # (f, D, 4)
     match_forms: Tensor   # (f', D, 4)
     pairs: Tensor         # (P, f) log determinant of each pair
+    short_forms: Tensor | None = None  # (f'', D, 4) for short frames
 
     def to(self, device) -> "PreparedHead":
         """On another device."""
-        return PreparedHead(*(getattr(self, name).to(device) for name in
-                              ("responses", "search_forms", "match_forms", "pairs")))
+        return PreparedHead(*(None if value is None else value.to(device) for value in (
+            getattr(self, field.name) for field in fields(self))))
 
 
 @dataclass
@@ -73,6 +74,13 @@ def _forms(unit: Tensor) -> Tensor:
     cross = -2 * right * left.conj()
     return torch.stack([right.abs().square(), left.abs().square(), cross.real, cross.imag],
                        -1).transpose(0, 1).contiguous()
+
+
+def mel_bands(count: int, n_fft: int, sample_rate: int, low: float = 60.0, high: float = 7500.0
+              ) -> Tensor:
+    """(n_fft/2 + 1, count) weights of the bins in mel bands from ``low`` to ``high`` Hz."""
+    bank = mel_filter_bank(n_fft // 2 + 1, count, low, high, sample_rate, mel_scale="htk")
+    return torch.as_tensor(bank, dtype=torch.float32)
 
 
 def moments(spectrum: Tensor) -> Tensor:
@@ -101,6 +109,10 @@ class HeadSearch(nn.Module):
         hertz = self.sample_rate / self.n_fft
         self.search_bins = torch.arange(round(60 / hertz), round(4700 / hertz), 3)
         self.match_bins = torch.arange(round(60 / hertz), round(7500 / hertz), 2)
+        self.short_frame = config.head_search.short_frame
+        if self.short_frame:
+            hertz = self.sample_rate / self.short_frame
+            self.short_bins = torch.arange(max(round(60 / hertz), 1), round(7500 / hertz))
         self.register_buffer("responses", torch.zeros(self.directions, 2, self.bins, 2))
         self._prepared: PreparedHead | None = None
 
@@ -127,8 +139,11 @@ class HeadSearch(nn.Module):
         first, second = self._pair_index(responses.device)
         determinant = (search[first, 0] * search[second, 1]
                        - search[first, 1] * search[second, 0]).abs()
+        short = None
+        if self.short_frame:  # their bins are every so manieth of the long frames'
+            short = _forms(unit[:, :, self.short_bins * (self.n_fft // self.short_frame)])
         return PreparedHead(responses, _forms(search), _forms(unit[:, :, self.match_bins]),
-                            determinant.clamp_min(_LEAST_DETERMINANT).log())
+                            determinant.clamp_min(_LEAST_DETERMINANT).log(), short)
 
     def prepared(self) -> PreparedHead:
         """The own head, prepared once."""
@@ -207,10 +222,9 @@ class HeadSearch(nn.Module):
                             ("images", "azimuth", "evidence", "statistics")))
 
 
-def onsets(level: Tensor, floor: Tensor | float) -> Tensor:
-    """(…, T) levels → how much each frame rises above the two before it, 0 to 1."""
-    before = F.pad(level, (2, 0))
-    before = torch.maximum(before[..., 1:-1], before[..., :-2])
+def onsets(level: Tensor, floor: Tensor | float, past: int = 2) -> Tensor:
+    """(…, T) levels → how much each frame rises above the ``past`` ones before it, 0 to 1."""
+    before = F.max_pool1d(F.pad(level.flatten(0, -2), (past, -1)), past, 1).view_as(level)
     return ((level - before) / (level + before + floor)).clamp_min(0)
 
 
@@ -231,10 +245,8 @@ class MatchedLocalizer(nn.Module):
 
     def __init__(self, search: HeadSearch, hidden: int = 48):
         super().__init__()
-        bins, rate = search.match_bins, search.sample_rate
-        mel = mel_filter_bank(search.n_fft // 2 + 1, self.BANDS, 60.0, 7500.0,
-                              rate, mel_scale="htk")
-        bands = torch.as_tensor(mel, dtype=torch.float32)[bins]            # f' bands
+        bins = search.match_bins
+        bands = mel_bands(self.BANDS, search.n_fft, search.sample_rate)[bins]  # f' bands
         self.register_buffer("bands", bands, persistent=False)
         self.register_buffer("match_bins", bins, persistent=False)
 
@@ -292,10 +304,8 @@ class CandidateTagger(PhraseMatcher):
     def __init__(self, config: LuSeeLConfig):
         super().__init__(config.text.embedding, config.tagging.width)
         search = config.head_search
-        mel = mel_filter_bank(config.stft.bins + 1, search.mel_bands, 50.0, 7800.0,
-                              config.sample_rate, mel_scale="htk")
-        self.register_buffer("mel", torch.as_tensor(mel, dtype=torch.float32)[:-1],
-                             persistent=False)
+        mel = mel_bands(search.mel_bands, config.stft.n_fft, config.sample_rate, 50.0, 7800.0)
+        self.register_buffer("mel", mel[:-1], persistent=False)
         layers: list[nn.Module] = []
         inputs = 2
         for width in search.tagger_channels:

@@ -351,7 +351,7 @@ class LuSeeL(nn.Module):
                     doa = token_doa + self.extracted_localizer(spectrum)
             if encoded.candidates is not None:
                 with torch.autocast(audio.device.type, enabled=False):
-                    doa = self._searched_doa(doa, spectrum, encoded, queries, mixed)
+                    doa = self._searched_doa(doa, spectrum, audio, encoded, queries, mixed)
         shape = (batch, queries)
         return LuSeeLOutput(
             audio=audio.unflatten(0, shape),
@@ -385,8 +385,8 @@ class LuSeeL(nn.Module):
             logits = logits + self.candidate_presence * torch.logsumexp(match, 1)
         return logits
 
-    def _searched_doa(self, logits: Tensor, spectrum: Tensor, encoded: Encoded, queries: int,
-                      mixed: "_Mixed") -> Tensor:
+    def _searched_doa(self, logits: Tensor, spectrum: Tensor, audio: Tensor, encoded: Encoded,
+                      queries: int, mixed: "_Mixed") -> Tensor:
         """(B·Q, 360) logits, added to those given: the match of the extracted ears with the head's
         directions, the chosen candidate's direction as far as the search is to be trusted, and
         the votes of the mixture's bins."""
@@ -412,11 +412,17 @@ class LuSeeL(nn.Module):
             other = first * bump[:, 1] + (1 - first) * bump[:, 0]
             hints = [torch.exp(-8.0 * evidence), prior[:, ::step], other[:, ::step]]
             hints += [v[:, ::step].log_softmax(-1) / 4 for v in (logits, match + searched)]
-            features, level = self.voting_localizer.features(
-                encoded.spectrum, spectrum.unflatten(0, (-1, queries)), forms,
-                encoded.head_index)
+            looks = [self.voting_localizer.features(
+                encoded.spectrum, spectrum.unflatten(0, (-1, queries)), forms, encoded.head_index)]
+            if frame := self.config.head_search.short_frame:
+                mixture, sound = (stft(x.float(), frame, frame // 2)
+                                  for x in (encoded.mixture, audio))
+                looks.append(self.voting_localizer.features(
+                    mixture, sound.unflatten(0, (-1, queries)),
+                    [head.short_forms for head in encoded.heads], encoded.head_index, short=True))
             searched = searched + self.voting_localizer(
-                features.flatten(0, 1), level.flatten(0, 1), torch.stack(hints, 1).detach())
+                [(features.flatten(0, 1), level.flatten(0, 1)) for features, level in looks],
+                torch.stack(hints, 1).detach())
         return logits + match + searched
 
     def _mix(self, x: Tensor, encoded: Encoded, queries: int, selection: Tensor) -> "_Mixed":
