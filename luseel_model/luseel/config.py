@@ -131,7 +131,7 @@ class HeadSearchConfig:
     are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.
     ``voting``: width of the network that counts the bins' votes for a direction (0: none);
     ``short_frame``: samples of the short frames that vote beside the network's own, whose length
-    must be a multiple (0: none).
+    must be a multiple (0: none; without voting it means nothing).
     """
 
     azimuths: int = 0
@@ -146,9 +146,8 @@ class HeadSearchConfig:
                 f"azimuths must be 0 or a divisor of 360 from 24, got {self.azimuths}")
         require_at_least(self, 8, "mel_bands")
         require_at_least(self, 0, "voting")
-        require(self.short_frame == 0 or (self.voting > 0 and self.short_frame >= 32),
-                "short_frame must be 0, or 32 samples and more with voting, got "
-                f"{self.short_frame}")
+        require(self.short_frame == 0 or self.short_frame >= 32,
+                f"short_frame must be 0, or 32 samples and more, got {self.short_frame}")
         require(len(self.tagger_channels) > 0 and min(self.tagger_channels) >= 1,
                 "tagger_channels must be positive numbers")
         require_share(self, "tagger_dropout")
@@ -191,7 +190,7 @@ class LuSeeLConfig:
                  and self.backbone.inputs == "interaural" and self.backbone.output == "mask"),
                 "head_search needs two audio_channels, tagging, localization, 'interaural' "
                 "inputs and a 'mask' as output")
-        short = self.head_search.short_frame
+        short = self.head_search.short_frame if self.head_search.voting else 0
         require(not short or (short < self.stft.n_fft and self.stft.n_fft % short == 0),
                 f"stft.n_fft {self.stft.n_fft} must be a multiple of head_search.short_frame {short}")
         require(self.stft.bins % math.prod(self.backbone.strides) == 0,

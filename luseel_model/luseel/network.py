@@ -414,7 +414,7 @@ class LuSeeL(nn.Module):
             hints += [v[:, ::step].log_softmax(-1) / 4 for v in (logits, match + searched)]
             looks = [self.voting_localizer.features(
                 encoded.spectrum, spectrum.unflatten(0, (-1, queries)), forms, encoded.head_index)]
-            if frame := self.config.head_search.short_frame:
+            if frame := self.head_search.short_frame:
                 mixture, sound = (stft(x.float(), frame, frame // 2)
                                   for x in (encoded.mixture, audio))
                 looks.append(self.voting_localizer.features(

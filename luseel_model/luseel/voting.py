@@ -80,7 +80,6 @@ class VotingLocalizer(nn.Module):
         inputs = 2 * (2 * _LONG.weightings * count + self.EXTRA) + count
         if search.short_frame:
             bands = mel_bands(count, search.short_frame, search.sample_rate)[search.short_bins]
-            bands = bands[:, bands.sum(0) > 0]  # the lowest may lie between two bins
             self.register_buffer("short_bands", bands, persistent=False)
             self.register_buffer("short_bins", search.short_bins, persistent=False)
             inputs += 5 * _SHORT.weightings * bands.shape[1]
