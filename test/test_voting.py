@@ -87,7 +87,7 @@ def test_short_frames_vote_for_the_direction_of_what_was_extracted(head, azimuth
 
 @torch.no_grad()
 def test_only_short_frames_are_ahead_of_an_early_reflection(head):
-    """A louder reflection 20 ms later lies in the same frame of 64 ms; the first 16 ms are before it."""
+    """A louder reflection 20 ms later lies in the same frame of 64 ms, not in that of 16 ms."""
     network = make(head, 8, short_frame=256)
     votes, prepared = network.voting_localizer, network.head_search.prepared()
     noise = np.random.default_rng(0).standard_normal(RATE)

@@ -152,6 +152,11 @@ class HeadSearchConfig:
                 "tagger_channels must be positive numbers")
         require_share(self, "tagger_dropout")
 
+    @property
+    def voting_frame(self) -> int:
+        """Samples of the short frames that vote; 0 where none do."""
+        return self.short_frame if self.voting else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class LuSeeLConfig:
@@ -190,9 +195,10 @@ class LuSeeLConfig:
                  and self.backbone.inputs == "interaural" and self.backbone.output == "mask"),
                 "head_search needs two audio_channels, tagging, localization, 'interaural' "
                 "inputs and a 'mask' as output")
-        short = self.head_search.short_frame if self.head_search.voting else 0
+        short = self.head_search.voting_frame
         require(not short or (short < self.stft.n_fft and self.stft.n_fft % short == 0),
-                f"stft.n_fft {self.stft.n_fft} must be a multiple of head_search.short_frame {short}")
+                f"stft.n_fft {self.stft.n_fft} must be a multiple of "
+                f"head_search.short_frame {short}")
         require(self.stft.bins % math.prod(self.backbone.strides) == 0,
                 f"the product of backbone.strides must divide the {self.stft.bins} frequency bins")
         require(self.width % self.transformer.heads == 0,

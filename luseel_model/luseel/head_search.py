@@ -109,7 +109,7 @@ class HeadSearch(nn.Module):
         hertz = self.sample_rate / self.n_fft
         self.search_bins = torch.arange(round(60 / hertz), round(4700 / hertz), 3)
         self.match_bins = torch.arange(round(60 / hertz), round(7500 / hertz), 2)
-        self.short_frame = config.head_search.short_frame if config.head_search.voting else 0
+        self.short_frame = config.head_search.voting_frame
         if self.short_frame:
             hertz = self.sample_rate / self.short_frame
             self.short_bins = torch.arange(max(round(60 / hertz), 1), round(7500 / hertz))

@@ -4,9 +4,9 @@ In a room the mean over time of what the ears receive mixes the direct sound wit
 and masking distorts the ears' differences. So the mixture itself is looked at, bin by bin: each
 votes for the directions whose responses explain it, as loudly as the extraction says that the bin
 belongs to the sound; once over all bins, once over those that a direct sound is likely to
-dominate: at onsets (precedence) and where the ears are coherent over neighbouring bins. The network's
-own frames are too long for the precedence effect, the first reflections lie in the same frame; so
-short ones may vote as well, and there only onsets are ahead of the reflections. Like
+dominate: at onsets (precedence) and where the ears are coherent over neighbouring bins. In the
+network's own frames the first reflections lie together with the direct sound, so short ones may
+vote as well, whose onsets are ahead of them. Like
 :class:`~luseel_model.luseel.head_search.MatchedLocalizer` it sees matches with responses, never the
 responses themselves, so it holds for other heads.
 
@@ -64,7 +64,7 @@ class VotingLocalizer(nn.Module):
     """Adds to the logits of DoA what the bins vote for.
 
     Args:
-        search: of the network; with ``search.short_bins`` short frames vote as well.
+        search: of the network; with a ``search.short_frame`` short frames vote as well.
         matched: of the network; its bands are the long frames'.
         width: of the network over azimuth.
     """
@@ -77,12 +77,13 @@ class VotingLocalizer(nn.Module):
         self.register_buffer("bands", matched.bands, persistent=False)
         self.register_buffer("match_bins", matched.match_bins, persistent=False)
         count = self.bands.shape[1]
+        # matches and votes, and the hints, twice (the other mirrored); then the bands' levels
         inputs = 2 * (2 * _LONG.weightings * count + self.EXTRA) + count
         if search.short_frame:
             bands = mel_bands(count, search.short_frame, search.sample_rate)[search.short_bins]
             self.register_buffer("short_bands", bands, persistent=False)
             self.register_buffer("short_bins", search.short_bins, persistent=False)
-            inputs += 5 * _SHORT.weightings * bands.shape[1]
+            inputs += (2 * 2 + 1) * _SHORT.weightings * count
         self.mix = nn.Conv1d(inputs, width, 1)
         self.blocks = nn.Sequential(*(_Block(width, d) for d in (1, 3, 6)))
         self.out = nn.Conv1d(width, 1, 1)
@@ -142,7 +143,7 @@ class VotingLocalizer(nn.Module):
         parts = torch.cat([match, torch.log(vote + _LEAST_VOTE)], 2).flatten(2, 3)
         loudness = share_of_band[:, :, 0]
         loudness = torch.log(loudness / (loudness.mean(-1, keepdim=True) + 1e-12) + 1e-3)
-        if short:
+        if short:  # long frames have no channels for it: networks were trained without
             kept = torch.log(voters[:, :, 1:] / (voters[:, :, :1] + 1e-6) + 1e-3) / 3
             loudness = torch.cat([loudness, kept.flatten(2)], -1)
         return parts - parts.mean(-1, keepdim=True), loudness
@@ -155,8 +156,9 @@ class VotingLocalizer(nn.Module):
         coherence = (local[:, 2].square() + local[:, 3].square()) \
             / (local[:, 0] * local[:, 1] + floor.square())
         coherence = coherence.clamp(max=1.0)[:, None]
-        return torch.stack([share, *(share * onsets(own, floor[:, None], past) * coherence.pow(power)
-                                     for past, power in look.onsets)], 2)
+        direct = [share * onsets(own, floor[:, None], past) * coherence.pow(power)
+                  for past, power in look.onsets]
+        return torch.stack([share, *direct], 2)
 
     def forward(self, looks: Sequence[tuple[Tensor, Tensor]], hints: Tensor) -> Tensor:
         """
