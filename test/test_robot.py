@@ -17,7 +17,7 @@ from base import (  # noqa: E402
     DISTANCE_SCALE, MAX_SPEED, MAX_TURN, RADIUS, YAW_SCALE, Base, Floor, Pose, wrap)
 from home import HOP, LEVEL, Ears, Home, Source, draw_home, shortest_way  # noqa: E402
 from navigator import (  # noqa: E402
-    ARRIVED, CONFIRM, DRIVE, FACE, LISTEN, Bearing, Habits, Navigator, Place)
+    ARRIVED, CONFIRM, DRIVE, EXPLORE, FACE, LISTEN, Bearing, Habits, Navigator, Place)
 from perception import EVENT_HOP, Follower, Loudest, TrueDirection  # noqa: E402
 from world import World  # noqa: E402
 
@@ -339,6 +339,17 @@ def test_a_place_that_does_not_sound_is_left():
     assert script.navigator.heading == pytest.approx(math.atan2(1.5, 0.4))
 
 
+def test_a_vague_place_counts_where_it_is_already():
+    script = Script()
+    script.tell(0.0, seconds=4.0)
+    script.tell(0.0, place=(2.0, 0.0), std=0.7)
+    assert script.navigator.state == DRIVE  # and not to it
+    script.tell(0.0, place=(0.3, 0.0), std=0.7)
+    assert script.navigator.state == CONFIRM
+    script.tell(0.0, place=(0.3, 0.0), std=0.7, seconds=2.5, hop=150.0)
+    assert script.navigator.state == ARRIVED  # nearer than the place is known, any hop will do
+
+
 def test_it_does_not_arrive_where_the_place_turns_out_farther():
     script = Script()
     script.tell(0.0, seconds=4.0)
@@ -353,6 +364,21 @@ def test_it_looks_elsewhere_when_nothing_is_heard():
     assert script.navigator.state == LISTEN
     _, turn = script.tell(math.nan, seconds=2.0)
     assert script.navigator.state == FACE and turn != 0.0
+
+
+def test_it_goes_to_where_it_may_be_when_all_listening_is_in_vain():
+    script, where, seen = Script(yaw=0.5), 1.8, []
+    while EXPLORE not in seen and len(seen) < 400:
+        off = math.degrees(wrap(where - script.pose.yaw))  # hops point there, unsure of hearing it
+        script.tell(math.nan, hop=off)
+        seen.append(script.navigator.state)
+        if seen[-1] == FACE:  # as it is told
+            script.pose = Pose(0.0, 0.0, script.navigator.heading)
+    assert seen[-1] == EXPLORE and seen.count(FACE) >= Habits().turns
+    script.tell(math.nan)
+    assert wrap(script.navigator.heading - where) == pytest.approx(0, abs=math.radians(16))
+    script.tell(0.0, seconds=2.0)  # now it is heard
+    assert script.navigator.state != EXPLORE
 
 
 def test_it_does_not_drive_into_what_is_ahead():
@@ -453,20 +479,25 @@ def test_wilson():
 
 @ros
 def test_the_report_says_what_was_missed(tmp_path):
-    settings = {"first": 0, "seconds": 60.0, "head": "mit_kemar", "model": ""}
-    base = {"settings": settings, "declared": True, "seconds": 20.0, "path_ratio": 1.5, "bumps": 0,
+    settings = {"first": 0, "seconds": 60.0, "head": "mit_kemar", "model": "", "threshold": 0.7}
+    keys = trial.keys_of(settings, ["luseel", "loudest"])
+    base = {"declared": True, "seconds": 20.0, "path_ratio": 1.5, "bumps": 0,
             "bearing_error": 9.0, "raw_error": 20.0, "confused": 0.1, "position_error": 0.3,
             "competing": 1}
-    rows = [{**base, "seed": i, "navigator": name, "success": i < solved}
+    rows = [{**base, "settings": keys[name], "seed": i, "navigator": name, "success": i < solved}
             for name, solved in (("luseel", 7), ("loudest", 6)) for i in range(10)]
     path = tmp_path / "runs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"seed": 11, "navi')
-    assert trial.read_rows(path, settings) == rows  # a line that was cut off is left out
-    assert trial.read_rows(path, {**settings, "seconds": 1.0}) == []
+    assert trial.read_rows(path, keys) == rows  # a line that was cut off is left out
+    shorter = trial.keys_of({**settings, "seconds": 1.0}, ["luseel", "loudest"])
+    assert trial.read_rows(path, shorter) == []
+    other = trial.keys_of({**settings, "model": "lass-small"}, ["luseel", "loudest"])
+    assert {row["navigator"] for row in trial.read_rows(path, other)} == {"loudest"}
     summary = trial.make_summary(rows, {**settings, "homes": 10}, ["luseel", "loudest"])
     assert len(summary["failed"]) == 2
     text = trial.markdown(summary)
     assert "| luseel | 10 | 70 (40 to 89) | 3 |" in text and "MISSED" in text
+    assert "| solved within | 60 s |" in text and "| luseel | 70% |" in text
     good = [{**row, "success": row["navigator"] == "luseel"} for row in rows]
     assert trial.make_summary(good, {**settings, "homes": 10}, ["luseel", "loudest"])[
         "failed"] == []

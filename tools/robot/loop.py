@@ -49,7 +49,7 @@ T0 = 1_700_000_000  # [s] at which the first run begins
 GAP = 100.0  # [s] between two runs: the node starts anew
 LEAD = 2.0  # [s] before a run in which the odometry is heard already
 PATIENCE = 300.0  # [s] that a busy machine may take for one hop
-THRESHOLD = 0.7  # confidence from which a hop rather counts as the sound
+THRESHOLD = 0.5  # confidence from which a hop rather counts as the sound: the node's default
 
 
 class Loop:

@@ -4,6 +4,8 @@ It hears bearings with their uncertainty, places with their covariance, its odom
 range scan, and knows nothing else of the home. What it does:
 
 LISTEN    stands still until the sound is heard; turns by 90° after a while without.
+EXPLORE   after that was in vain, drives a little to where the hops that were not sure of hearing it
+          pointed most: nearer there it may be heard.
 FACE      turns to the sound. With the turn goes the doubt whether it is in front or behind.
 DRIVE     goes to the place of the sound; as long as that isn't known, towards the sound but a
           little to one side, because driving straight at it never tells how far it is.
@@ -20,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from base import MAX_SPEED, RADIUS, Pose, wrap
 
-LISTEN, FACE, DRIVE, CONFIRM, ESCAPE, ARRIVED = (
-    "listen", "face", "drive", "confirm", "escape", "arrived")
+LISTEN, EXPLORE, FACE, DRIVE, CONFIRM, ESCAPE, ARRIVED = (
+    "listen", "explore", "face", "drive", "confirm", "escape", "arrived")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Habits:
     turn: float = 0.9  # [rad/s] at most
     settle: float = 2.5  # until the first bearing is believed
     pause: float = 1.5  # of listening between two moves
-    patience: float = 6.0  # of silence until it turns to listen elsewhere
+    patience: float = 6.0  # of silence until it turns to listen elsewhere, ...
+    turns: int = 2  # ... so many times, until it drives elsewhere ...
+    explore: float = 4.0  # ... for so long
     memory: float = 3.0  # for which a bearing is acted on, ...
     place_memory: float = 10.0  # ... and a place: the sound may pause
     facing: float = math.radians(15)
@@ -77,7 +81,8 @@ class Habits:
     give_up: float = 8.0  # of waiting for hops there
     distrust: float = 20.0  # for which a place that doesn't sound is left alone, ...
     around: float = 0.8  # ... and all within this distance of it
-    sure: float = 0.5  # standard deviation of a place that it drives to
+    sure: float = 0.5  # standard deviation of a place that it drives to, ...
+    there: float = 0.8  # ... and of one that it is at already
     clearance: float = RADIUS + 0.08
     look: float = 0.6  # ahead of the robot that must be free
     stuck: float = 3.0  # without getting anywhere
@@ -100,6 +105,8 @@ class Navigator:
         self._side = 0
         self._search = math.nan  # yaw to turn to while nothing is heard
         self._tries = 0
+        self._silences = 0  # how many times it listened in vain
+        self._hints = np.zeros(360)  # by azimuth in the odometry's frame, of all hops
         self._progress: tuple[float, Pose] | None = None
         self._first = True
         self._still = math.inf  # since when it faces the place
@@ -128,6 +135,9 @@ class Navigator:
         if not self._history:
             return
         pose = min(self._history, key=lambda entry: abs(entry[0] - bearing.time))[1]
+        if bearing.likelihood is not None:
+            share = np.asarray(bearing.likelihood) / max(float(np.sum(bearing.likelihood)), 1e-9)
+            self._hints += bearing.confidence * np.roll(share, round(math.degrees(pose.yaw)))
         if self.state == CONFIRM and bearing.time >= self._still + self.habits.window:
             self._vote(bearing, pose)
         if not math.isfinite(bearing.azimuth):
@@ -141,10 +151,12 @@ class Navigator:
     # -- what is believed ----------------------------------------------------------------------
 
     def _known(self, time: float) -> Place | None:
-        """The place, if it is sure and fresh."""
+        """The place, if it is fresh, and sure or so near that the robot is there."""
         place = self._place
-        fresh = place is not None and time - place.time <= self.habits.place_memory
-        if not fresh or place.std > self.habits.sure or any(
+        if place is None or time - place.time > self.habits.place_memory:
+            return None
+        near = self._distance(place) < self.habits.near
+        if place.std > (self.habits.there if near else self.habits.sure) or any(
                 time - then < self.habits.distrust
                 and math.dist((x, y), (place.x, place.y)) < self.habits.around
                 for then, x, y in self._rejected):
@@ -152,8 +164,11 @@ class Navigator:
         return place
 
     def _vote(self, bearing: Bearing, pose: Pose) -> None:
-        """Whether a hop points to the place."""
+        """Whether a hop points to the place. Within the place's own uncertainty any may."""
         if bearing.likelihood is None or bearing.confidence < self.habits.heard:
+            return
+        if self._distance(self._place) < self._place.std:
+            self._votes.append(True)
             return
         towards = math.degrees(pose.bearing(self._place.x, self._place.y))
         off = np.abs((np.arange(360) - towards + 180.0) % 360.0 - 180.0)
@@ -193,17 +208,34 @@ class Navigator:
             return 0.0, 0.0
         direction = self._direction(time)
         if direction is not None and self._bearing[0] > self._since:
-            self._first, self._search = False, math.nan
+            self._first, self._search, self._silences = False, math.nan, 0
             return self._enter(FACE, time)
         if self._known(time):
             return self._enter(DRIVE, time)
         if spent > habits.patience:
+            self._silences += 1
+            if self._silences % (habits.turns + 1) == 0:
+                return self._enter(EXPLORE, time)
             self._search = wrap(self._pose.yaw + math.pi / 2)
             return self._enter(FACE, time)
         return 0.0, 0.0
 
+    def _explore(self, time: float):
+        if time - self._since > self.habits.explore or self._direction(time) is not None:
+            return self._enter(LISTEN, time)
+        if self._hints.any():
+            near = np.ones(31)  # a direction is told to some degrees
+            around = np.convolve(np.concatenate([self._hints[-15:], self._hints, self._hints[:15]]),
+                                 near, "valid")
+            self.heading = math.radians(float(around.argmax()))
+        else:
+            self.heading = self._pose.yaw + self._widest()
+        return self._steer(wrap(self.heading - self._pose.yaw), self.habits.look)
+
     def _face(self, time: float):
-        direction = self._direction(time)
+        direction, place = self._direction(time), self._known(time)
+        if place is not None and self._distance(place) < self.habits.near:
+            return self._enter(CONFIRM, time)
         if not math.isnan(self._search):
             goal, std = self._search, math.inf
             if direction is not None and self._bearing[0] > self._since:

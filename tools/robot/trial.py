@@ -5,8 +5,8 @@
 
 "luseel" follows the node, "loudest" the loudest direction (GCC-PHAT), "true" the true direction:
 same tracker, same behaviour, same homes. Each run is a line of runs.jsonl as soon as it has ended;
-the same command goes on with what is missing, with other settings it starts anew. Writes
-summary.json and report.md.
+the same command goes on with what is missing, with other settings or another checkpoint it starts
+anew. Writes summary.json and report.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from loop import NAVIGATORS, ROOT, THRESHOLD, Loop, harness
 from tqdm import tqdm
 from world import ARRIVAL
 
+from luseel_model.checkpoint import find_checkpoint
 from luseel_model.errors import LuseelError
+from training.corpus.pack import file_sha256
 from training.heads import load_head
 from training.pool import ClipPool
 
 OUT = ROOT / "docs/reports/robot"
 TARGET_SHARE, TARGET_LEAD = 0.8, 0.25  # of the homes solved, and above "loudest"
+MOMENTS = (60, 90, 120, 180)  # [s], by which the report counts the solved homes
 
 
 def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -43,8 +46,19 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
     return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)
 
 
-def read_rows(path: Path, settings: dict) -> list[dict]:
-    """The runs of these settings in a file; a last line that was cut off is left out."""
+def keys_of(settings: dict, navigators) -> dict[str, dict]:
+    """What the runs of each navigator depend on: only one of them on the model."""
+    common = {name: settings[name] for name in ("first", "seconds", "head")}
+    keys = dict.fromkeys(navigators, common)
+    if "luseel" in keys:
+        keys["luseel"] = {**common, "threshold": settings["threshold"], "checkpoint": file_sha256(
+            find_checkpoint(settings["model"]))[:12]}
+    return keys
+
+
+def read_rows(path: Path, keys: dict[str, dict]) -> list[dict]:
+    """The runs of these settings, by navigator, in a file; a last line that was cut off is left
+    out."""
     rows = []
     if path.is_file():
         for line in path.read_text().splitlines():
@@ -52,7 +66,7 @@ def read_rows(path: Path, settings: dict) -> list[dict]:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row.get("settings") == settings:
+            if row["settings"] == keys.get(row["navigator"]):
                 rows.append(row)
     return rows
 
@@ -65,6 +79,7 @@ def summarize(rows: list[dict], navigator: str) -> dict:
     return {
         "navigator": navigator, "homes": len(own), "solved": len(solved),
         "share": len(solved) / len(own) if own else None, "low": low, "high": high,
+        "by": {moment: sum(row["seconds"] <= moment for row in solved) for moment in MOMENTS},
         "wrong_place": sum(row["declared"] and not row["success"] for row in own),
         "out_of_time": sum(not row["declared"] for row in own),
         "seconds": _median(solved, "seconds"), "path_ratio": _median(solved, "path_ratio"),
@@ -127,6 +142,12 @@ def markdown(summary: dict) -> str:
             f"{cell(row['seconds'], '.0f')} | {cell(row['path_ratio'], '.2f')} | "
             f"{cell(row['bearing_error'], '.1f')} | {cell(row['raw_error'], '.1f')} | {confused} | "
             f"{cell(row['position_error'], '.2f')} |")
+    moments = [moment for moment in MOMENTS if moment <= settings["seconds"]]
+    lines += ["", "| solved within | " + " | ".join(f"{moment} s" for moment in moments) + " |",
+              "|---" * (1 + len(moments)) + "|"]
+    for row in summary["rows"]:
+        lines.append(f"| {row['navigator']} | " + " | ".join(
+            f"{100 * row['by'][moment] / max(row['homes'], 1):.0f}%" for moment in moments) + " |")
     lines += ["", "| solved with | " + " | ".join(r["navigator"] for r in summary["rows"]) + " |",
               "|---" * (1 + len(summary["rows"])) + "|"]
     for count, shares in summary["by_competing"].items():
@@ -156,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--homes", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="seed of the first home")
     parser.add_argument("--navigators", nargs="+", default=list(NAVIGATORS), choices=NAVIGATORS)
-    parser.add_argument("--seconds", type=float, default=90.0, help="simulated, for each run")
+    parser.add_argument("--seconds", type=float, default=180.0, help="simulated, for each run")
     parser.add_argument("--head", default="mit_kemar", help="of the robot")
     parser.add_argument("--model", default="", help="checkpoint (default: the shipped)")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="of the query")
@@ -186,8 +207,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args, settings: dict, path: Path) -> list[dict]:
     """All runs that are missing; returns all."""
-    key = {name: settings[name] for name in settings if name != "homes"}  # more homes go on
-    rows = read_rows(path, key)
+    keys = keys_of(settings, args.navigators)  # more homes go on
+    rows = read_rows(path, keys)
     seeds = range(args.first, args.first + args.homes)
     done = {(row["seed"], row["navigator"]) for row in rows}
     missing = [(seed, name) for seed in seeds for name in args.navigators
@@ -201,7 +222,7 @@ def run(args, settings: dict, path: Path) -> list[dict]:
                 bar.set_description(f"home {seed}, {name}")
                 home = draw_home(seed, pool, seconds=args.seconds)
                 score, _ = loop.run(home, name, args.seconds)
-                row = {"seed": seed, "navigator": name, "settings": key, **score,
+                row = {"seed": seed, "navigator": name, "settings": keys[name], **score,
                        "competing": len(home.sources) - 1, "rt60": round(home.rt60, 2),
                        "sounds": [source.name for source in home.sources],
                        "labels": [source.label for source in home.sources]}
