@@ -48,7 +48,7 @@ def wilson(successes: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def keys_of(settings: dict, navigators) -> dict[str, dict]:
     """What the runs of each navigator depend on: only one of them on the model."""
-    common = {name: settings[name] for name in ("first", "seconds", "head")}
+    common = {name: settings[name] for name in ("seconds", "head")}
     keys = dict.fromkeys(navigators, common)
     if "luseel" in keys:
         keys["luseel"] = {**common, "threshold": settings["threshold"], "checkpoint": file_sha256(
