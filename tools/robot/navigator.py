@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 from base import MAX_SPEED, RADIUS, Pose, wrap
 
 LISTEN, EXPLORE, FACE, DRIVE, CONFIRM, ESCAPE, ARRIVED = (
@@ -223,10 +224,8 @@ class Navigator:
     def _explore(self, time: float):
         if time - self._since > self.habits.explore or self._direction(time) is not None:
             return self._enter(LISTEN, time)
-        if self._hints.any():
-            near = np.ones(31)  # a direction is told to some degrees
-            around = np.convolve(np.concatenate([self._hints[-15:], self._hints, self._hints[:15]]),
-                                 near, "valid")
+        if self._hints.any():  # a direction is told to some degrees
+            around = scipy.ndimage.uniform_filter1d(self._hints, 31, mode="wrap")
             self.heading = math.radians(float(around.argmax()))
         else:
             self.heading = self._pose.yaw + self._widest()
