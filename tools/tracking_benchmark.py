@@ -139,12 +139,17 @@ def listen(model, stream: dict, number: int) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in rows.items()}
 
 
+def sounds_of(rows: dict[str, np.ndarray], where=slice(None)) -> list[tuple[int, int]]:
+    """The (stream, query) that the rows `where` are of."""
+    return sorted({*zip(rows["stream"][where], rows["query"][where])})
+
+
 def track(rows: dict[str, np.ndarray], config: TrackingConfig, odometry: bool) -> dict:
     """Tracked azimuth (NaN: no track), its deviation and the weight of the best hypothesis for
     each row."""
     out = {name: np.full(len(rows["end"]), np.nan) for name in ("azimuth", "std", "weight")}
-    for key in sorted(set(zip(rows["stream"], rows["query"]))):
-        mine = np.flatnonzero((rows["stream"] == key[0]) & (rows["query"] == key[1]))
+    for stream, query in sounds_of(rows):
+        mine = np.flatnonzero((rows["stream"] == stream) & (rows["query"] == query))
         tracker, poses = Tracker(config), Odometry(100.0)
         for moment in np.arange(-4, SECONDS + 1, 0.05):
             poses.add(moment, Pose(0, 0, float(yaw_at(moment, rows["turn"][mine[0]]))))
@@ -178,7 +183,7 @@ def mostly_right(rows: dict[str, np.ndarray], where: np.ndarray) -> np.ndarray:
     tracker makes the majority's opinion steady, be it right or wrong."""
     right = angular_error(rows["azimuth"], np.nan_to_num(rows["truth"])) <= RIGHT
     out = np.zeros_like(where)
-    for stream, query in {*zip(rows["stream"][where], rows["query"][where])}:
+    for stream, query in sounds_of(rows, where):
         mine = where & (rows["stream"] == stream) & (rows["query"] == query)
         if right[mine].mean() > 0.5:
             out |= mine
@@ -207,8 +212,7 @@ def evaluate(cells: dict[str, dict[str, np.ndarray]], config: TrackingConfig) ->
             absent = where & (rows["query"] == 2)
             heard = mostly_right(rows, both)
             report[f"{name} {part}".strip()] = {
-                "sounds": len({*zip(rows["stream"][both], rows["query"][both])}),
-                "sounds_right": len({*zip(rows["stream"][heard], rows["query"][heard])}),
+                "sounds": len(sounds_of(rows, both)), "sounds_right": len(sounds_of(rows, heard)),
                 "raw_right": summary(rows["azimuth"][heard], truth[heard]) if heard.any() else None,
                 "tracked_right": summary(tracked["azimuth"][heard], truth[heard])
                 if heard.any() else None,

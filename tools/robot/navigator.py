@@ -156,8 +156,7 @@ class Navigator:
         place = self._place
         if place is None or time - place.time > self.habits.place_memory:
             return None
-        near = self._distance(place) < self.habits.near
-        if place.std > (self.habits.there if near else self.habits.sure) or any(
+        if place.std > (self.habits.there if self._is_near(place) else self.habits.sure) or any(
                 time - then < self.habits.distrust
                 and math.dist((x, y), (place.x, place.y)) < self.habits.around
                 for then, x, y in self._rejected):
@@ -184,6 +183,9 @@ class Navigator:
 
     def _distance(self, place: Place) -> float:
         return math.hypot(place.x - self._pose.x, place.y - self._pose.y)
+
+    def _is_near(self, place: Place) -> bool:
+        return self._distance(place) < self.habits.near
 
     # -- decisions -----------------------------------------------------------------------------
 
@@ -233,7 +235,7 @@ class Navigator:
 
     def _face(self, time: float):
         direction, place = self._direction(time), self._known(time)
-        if place is not None and self._distance(place) < self.habits.near:
+        if place is not None and self._is_near(place):
             return self._enter(CONFIRM, time)
         if not math.isnan(self._search):
             goal, std = self._search, math.inf
@@ -259,7 +261,7 @@ class Navigator:
     def _drive(self, time: float):
         habits, place, direction = self.habits, self._known(time), self._direction(time)
         if place is not None:
-            if self._distance(place) < habits.near:
+            if self._is_near(place):
                 return self._enter(CONFIRM, time)
             goal = math.atan2(place.y - self._pose.y, place.x - self._pose.x)
             reach = min(habits.look, self._distance(place))

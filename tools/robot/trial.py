@@ -66,7 +66,8 @@ def read_rows(path: Path, keys: dict[str, dict]) -> list[dict]:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row["settings"] == keys.get(row["navigator"]):
+            key = keys.get(row.get("navigator"))
+            if key is not None and row.get("settings") == key:
                 rows.append(row)
     return rows
 
