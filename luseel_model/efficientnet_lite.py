@@ -12,24 +12,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import SameConv2d
+
 #: Blocks of a stage, kernel, stride of its first block, expansion, channels.
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
            (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
 _STEM, _HEAD, _NORM_EPS = 32, 1280, 1e-3
 
 
-class _Conv(nn.Conv2d):
-    """Convolution without bias that pads as TensorFlow's 'SAME': one more behind than before."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pads = []
-        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride):
-            pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads += [pad // 2, pad - pad // 2]
-        return super().forward(F.pad(x, pads) if any(pads) else x)
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> SameConv2d:
+    return SameConv2d(inputs, outputs, kernel, stride, groups, bias=False)
 
 
 class _Block(nn.Module):
@@ -40,11 +32,11 @@ class _Block(nn.Module):
         inner = inputs * expansion
         self.residual = stride == 1 and inputs == outputs
         if expansion != 1:
-            self._expand_conv = _Conv(inputs, inner, 1)
+            self._expand_conv = _conv(inputs, inner, 1)
             self._bn0 = nn.BatchNorm2d(inner, eps=_NORM_EPS)
-        self._depthwise_conv = _Conv(inner, inner, kernel, stride, groups=inner)
+        self._depthwise_conv = _conv(inner, inner, kernel, stride, groups=inner)
         self._bn1 = nn.BatchNorm2d(inner, eps=_NORM_EPS)
-        self._project_conv = _Conv(inner, outputs, 1)
+        self._project_conv = _conv(inner, outputs, 1)
         self._bn2 = nn.BatchNorm2d(outputs, eps=_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +55,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = _Conv(3, _STEM, 3, 2)
+        self._conv_stem = _conv(3, _STEM, 3, 2)
         self._bn0 = nn.BatchNorm2d(_STEM, eps=_NORM_EPS)
         blocks, channels = [], _STEM
         for count, kernel, stride, expansion, outputs in _STAGES:
@@ -71,7 +63,7 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(_Block(channels, outputs, kernel, stride if i == 0 else 1, expansion))
                 channels = outputs
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head = _Conv(channels, _HEAD, 1)
+        self._conv_head = _conv(channels, _HEAD, 1)
         self._bn1 = nn.BatchNorm2d(_HEAD, eps=_NORM_EPS)
 
     def forward(self, pictures: Tensor) -> Tensor:

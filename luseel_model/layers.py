@@ -223,6 +223,38 @@ class Tagger(PhraseMatcher):
         return self.scale * self.pool(similarity) + self.bias
 
 
+class SameConv2d(nn.Conv2d):
+    """Convolution that pads as TensorFlow's 'SAME': one more behind than before, where it must."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1,
+                 bias: bool = True):
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride):
+            pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            pads += [pad // 2, pad - pad // 2]
+        if pads == [self.kernel_size[0] // 2] * 4:  # without a copy
+            return F.conv2d(x, self.weight, self.bias, self.stride, pads[0], 1, self.groups)
+        return super().forward(F.pad(x, pads) if any(pads) else x)
+
+
+def spectrogram_holes(batch: int, rows: int, columns: int, device) -> Tensor:
+    """(batch, rows, columns) of ones with holes of zeros: up to an eighth of the rows and a fifth of
+    the columns of each (SpecAugment, Park et al. 2019)."""
+    holes = torch.ones(batch, rows, columns, device=device)
+    for size, most, shape in ((rows, rows // 8, (-1, rows, 1)),
+                              (columns, columns // 5, (-1, 1, columns))):
+        width, place = torch.rand(2, batch, 1, device=device)
+        width = width * most
+        begin = place * (size - width)
+        at = torch.arange(size, device=device)
+        inside = (at >= begin) & (at < begin + width)
+        holes = holes * (~inside).float().view(shape)
+    return holes
+
+
 def rescale_convolutions(module: nn.Module, reference: float) -> None:
     """HTDemucs' initialisation: each convolution's weights are divided by sqrt(std/reference)."""
     for layer in module.modules():

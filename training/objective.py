@@ -153,11 +153,12 @@ class Objective(nn.Module):
             share = share / share.sum(-1, keepdim=True).clamp_min(1e-6)
             weight = (coherence * valid).amax(-1)
         if config.candidate_tags:
-            similarity = network.candidate_tagger.similarity(output.candidate_tags, sentences)
-            log = F.log_softmax(similarity, -1)                                         # B 2 K
             index = kind.clamp(min=0)[:, None].expand(-1, 2, -1)
-            loss = -(share * log.gather(-1, index)).sum(-1)
-            terms["candidate_tags"] = config.candidate_tags * (loss * weight).mean()
+            losses = []  # each by itself: together they learn what one of them knows already
+            for similarity in network.candidate_similarities(output.candidate_tags, sentences):
+                log = F.log_softmax(similarity, -1)                                     # B 2 K
+                losses.append(-(share * log.gather(-1, index)).sum(-1) * weight)
+            terms["candidate_tags"] = config.candidate_tags * torch.stack(losses).mean()
         if config.selection and asked is not None:
             known = asked >= 0
             of_asked = coherence.gather(2, asked.clamp(min=0)[:, None].expand(-1, 2, -1))  # B 2 Q

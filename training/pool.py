@@ -75,6 +75,17 @@ class ClipPool:
     def __len__(self) -> int:
         return len(self.names)
 
+    def joined(self, other: "ClipPool") -> "ClipPool":
+        """This pool with the other's recordings behind its own; the kinds stay this one's."""
+        both = ((self.names, other.names), (self.groups, other.groups),
+                (self.sources, other.sources), (self.categories, other.categories),
+                (self.flags, other.flags))
+        samples = torch.cat([self.samples, other.samples.to(self.device)])
+        return ClipPool(
+            samples, torch.cat([self.start.cpu(), other.start.cpu() + len(self.samples)]),
+            torch.cat([self.length.cpu(), other.length.cpu()]), self.labels + other.labels,
+            self.kinds, *(a + b for a, b in both), device=self.device)
+
     @classmethod
     def load(cls, folder: str | Path, split: str, device: torch.device | str = "cpu",
              exclusions: str | Path | None = DEFAULT_PATH) -> "ClipPool":

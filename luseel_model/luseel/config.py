@@ -10,6 +10,8 @@ import math
 import typing
 
 from ..config import StftConfig, TextConfig, require, require_at_least, require_share
+from .yamnet import BLOCKS as YAMNET_BLOCKS
+from .yamnet import SAMPLE_RATE as YAMNET_RATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +133,8 @@ class HeadSearchConfig:
     are shown to the extractor and tagged from ``mel_bands`` by a network of ``tagger_channels``.
     ``voting``: width of the network that counts the bins' votes for a direction (0: none);
     ``short_frame``: samples of the short frames that vote beside the network's own, whose length
-    must be a multiple (0: none; without voting it means nothing).
+    must be a multiple (0: none; without voting it means nothing). ``yamnet_blocks``: how many
+    blocks of YAMNet tag the candidates as well (0: none, 13: all; luseel_model/luseel/yamnet.py).
     """
 
     azimuths: int = 0
@@ -140,6 +143,7 @@ class HeadSearchConfig:
     tagger_dropout: float = 0.3
     voting: int = 0
     short_frame: int = 0
+    yamnet_blocks: int = 0
 
     def __post_init__(self) -> None:
         require(self.azimuths == 0 or (self.azimuths >= 24 and 360 % self.azimuths == 0),
@@ -148,6 +152,9 @@ class HeadSearchConfig:
         require_at_least(self, 0, "voting")
         require(self.short_frame == 0 or self.short_frame >= 32,
                 f"short_frame must be 0, or 32 samples and more, got {self.short_frame}")
+        require(0 <= self.yamnet_blocks <= len(YAMNET_BLOCKS),
+                f"yamnet_blocks must be within 0 and {len(YAMNET_BLOCKS)}, "
+                f"got {self.yamnet_blocks}")
         require(len(self.tagger_channels) > 0 and min(self.tagger_channels) >= 1,
                 "tagger_channels must be positive numbers")
         require_share(self, "tagger_dropout")
@@ -195,6 +202,9 @@ class LuSeeLConfig:
                  and self.backbone.inputs == "interaural" and self.backbone.output == "mask"),
                 "head_search needs two audio_channels, tagging, localization, 'interaural' "
                 "inputs and a 'mask' as output")
+        require(not (self.head_search.azimuths and self.head_search.yamnet_blocks)
+                or self.sample_rate == YAMNET_RATE,
+                f"head_search.yamnet_blocks needs a sample_rate of {YAMNET_RATE}")
         short = self.head_search.voting_frame
         require(not short or (short < self.stft.n_fft and self.stft.n_fft % short == 0),
                 f"stft.n_fft {self.stft.n_fft} must be a multiple of "

@@ -26,14 +26,17 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from ..config import AZIMUTH_BINS
-from ..layers import PhraseMatcher
+from ..layers import PhraseMatcher, spectrogram_holes
 from .config import LuSeeLConfig
+from .yamnet import YAMNet
 
 _FLOOR = 2e-3        # of a bin's root mean square: silence is not infinitely sparse
 _POWER = 0.5         # of the generalised mean over frames
 _WEIGHT_POWER = 0.15  # of a bin's energy, as its weight
 _LEAST_DETERMINANT = 0.01
 _REGULARISATION = 1e-3  # of the unmixing matrix, where two responses are nearly parallel
+_LEVEL = 0.05        # RMS that YAMNet hears a candidate with
+_QUIET = 3e-4        # mean square below which it isn't raised, 40 dB below the mixture's
 
 
 @dataclass
@@ -332,22 +335,40 @@ class CandidateTagger(PhraseMatcher):
     def forward(self, features: Tensor) -> Tensor:
         """(B, 2, M, T) → (B, W). In training a band and a stretch of time are hidden."""
         if self.training:
-            features = features * self._holes(features)
+            holes = spectrogram_holes(*features[:, 0].shape, features.device)
+            features = features * holes[:, None]
         x = self.network(features).mean(2)                                 # B C T
         x = torch.cat([x.mean(-1), x.amax(-1)], -1)
         return self.project(self.dropout(x))
 
-    @staticmethod
-    def _holes(features: Tensor) -> Tensor:
-        """SpecAugment (Park et al. 2019): up to an eighth of the bands, a fifth of the frames."""
-        batch, _, bands, frames = features.shape
-        holes = torch.ones(batch, 1, bands, frames, device=features.device)
-        for size, most, shape in ((bands, bands // 8, (-1, 1, bands, 1)),
-                                  (frames, frames // 5, (-1, 1, 1, frames))):
-            width, place = torch.rand(2, batch, 1, device=features.device)
-            width = width * most
-            begin = place * (size - width)
-            at = torch.arange(size, device=features.device)
-            inside = (at >= begin) & (at < begin + width)
-            holes = holes * (~inside).float().view(shape)
-        return holes
+
+class CandidateYAMNet(PhraseMatcher):
+    """What does each candidate sound like to YAMNet, which knows more sounds than
+    :class:`CandidateTagger`, and is as often right alone; the two err differently."""
+
+    def __init__(self, config: LuSeeLConfig):
+        super().__init__(config.text.embedding, config.tagging.width)
+        self.network = YAMNet(config.head_search.yamnet_blocks)
+        self.dropout = nn.Dropout(config.head_search.tagger_dropout)
+        self.project = nn.Linear(2 * self.network.width, config.tagging.width)
+
+    @torch.no_grad()
+    def features(self, sounds: Tensor) -> Tensor:
+        """(B, C, ears, samples) candidates in a mixture whose spectrum has an RMS of 1 → (B·C, T, M).
+
+        The candidate's own level says nothing about its kind.
+        """
+        power = sounds.square().mean((2, 3)) + _QUIET
+        scaled = sounds * (_LEVEL / power.sqrt())[..., None, None]
+        return self.network.log_mel(scaled.flatten(0, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, T, M) → (N, W). In training a band and a stretch of time are hidden."""
+        x = features
+        if self.training:
+            mean = x.mean((1, 2), keepdim=True)
+            holes = spectrogram_holes(len(x), *x.shape[:0:-1], x.device)   # of bands and frames
+            x = mean + (x - mean) * holes.transpose(1, 2)
+        x = self.network(x).mean(3)                                        # N C T
+        x = torch.cat([x.mean(-1), x.amax(-1)], -1)
+        return self.project(self.dropout(x))

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from ..config import AZIMUTH_BINS
 from ..features import gcc_phat, interaural_inputs, istft, stft
 from ..layers import (DConv, DecoderLayer, EncoderLayer, FiLM, FrequencyEmbedding, LayerScale,
-                      Tagger, rescale_convolutions)
+                      PhraseMatcher, Tagger, rescale_convolutions)
 from ..text import sentence_embedding
 from .config import LuSeeLConfig
-from .head_search import (STATISTICS, Candidates, CandidateTagger, HeadSearch, MatchedLocalizer,
-                          PreparedHead)
+from .head_search import (STATISTICS, Candidates, CandidateTagger, CandidateYAMNet, HeadSearch,
+                          MatchedLocalizer, PreparedHead)
 from .localization import ExtractedLocalizer, TokenLocalizer
 from .transformer import AttentionLayer, CrossDomainTransformer, TextAdapter
 from .voting import VotingLocalizer
@@ -45,7 +45,8 @@ class LuSeeLOutput:
     presence_logits: Tensor | None = None    # (B, Q) is the sound there
     gate_logits: Tensor | None = None        # (B, Q) of the gain that `audio` has by the presence
     candidates: Candidates | None = None     # what the search with the head's responses found
-    candidate_tags: Tensor | None = None     # (B, 2, W) audio side of the candidates' tags
+    candidate_tags: Tensor | None = None     # (B, 2, W) audio side of the candidates' tags; of
+    #   two taggers one after the other
     selection_logits: Tensor | None = None   # (B, Q) the first candidate, not the second
     trust_logits: Tensor | None = None       # (B, Q) the candidate rather than the masked mixture
     masked: Tensor | None = None             # (B, Q, 2, F, T) complex, the masked mixture alone
@@ -164,6 +165,9 @@ class LuSeeL(nn.Module):
         if searching:
             self.head_search = HeadSearch(config)
             self.candidate_tagger = CandidateTagger(config)
+            if config.head_search.yamnet_blocks:
+                self.candidate_yamnet = CandidateYAMNet(config)
+                self.tagger_weights = nn.Parameter(torch.full((2,), 0.5))
             self.matched_localizer = MatchedLocalizer(self.head_search)
             if config.head_search.voting:
                 self.voting_localizer = VotingLocalizer(
@@ -263,12 +267,42 @@ class LuSeeL(nn.Module):
                 found.images = found.images[rows, order]
                 found.azimuth = found.azimuth[rows, order]
             power = found.images.abs().square().sum(2)                     # B 2 F T
-            features = self.candidate_tagger.features(
-                power, spectrum.abs().square().sum(1, keepdim=True))
+            features = [self.candidate_tagger.features(
+                power, spectrum.abs().square().sum(1, keepdim=True))]
+            if self.config.head_search.yamnet_blocks:
+                size = self.config.stft
+                features.append(self.candidate_yamnet.features(
+                    istft(found.images, size.n_fft, size.hop, self.config.window_samples)))
             log = 0.5 * torch.log(power + 1e-8)
             shown = torch.cat([log / 4.0, ((log[:, :1] - log[:, 1:]) / 2.0).clamp(-3, 3)], 1)
-        tags = self.candidate_tagger(features).float().unflatten(0, (-1, 2))
-        return found, tags, shown
+        tags = torch.cat([tagger(some).float() for tagger, some in
+                          zip(self._candidate_taggers(), features)], -1)
+        return found, tags.unflatten(0, (-1, 2)), shown
+
+    def _candidate_taggers(self) -> list[PhraseMatcher]:
+        if self.config.head_search.yamnet_blocks:
+            return [self.candidate_tagger, self.candidate_yamnet]
+        return [self.candidate_tagger]
+
+    def candidate_similarities(self, tags: Tensor, sentence: Tensor) -> list[Tensor]:
+        """How well the candidates match phrases, as each tagger of them says.
+
+        Args:
+            tags: (B, 2, W) of :meth:`search`.
+            sentence: (K, E) or (B, K, E).
+        Returns:
+            of each tagger (B, 2, K).
+        """
+        taggers = self._candidate_taggers()
+        return [tagger.similarity(some, sentence) for tagger, some in
+                zip(taggers, tags.chunk(len(taggers), -1))]
+
+    def candidate_similarity(self, tags: Tensor, sentence: Tensor) -> Tensor:
+        """The same of all taggers together: (B, 2, K)."""
+        each = self.candidate_similarities(tags, sentence)
+        if len(each) == 1:
+            return each[0]
+        return sum(weight * some for weight, some in zip(self.tagger_weights, each))
 
     def _shared(self, x: Tensor) -> Tensor:
         if not self.shared_layers:
@@ -322,7 +356,7 @@ class LuSeeL(nn.Module):
         selection = mixed = gate = None
         x = x.float()
         if encoded.candidates is not None:
-            match = self.candidate_tagger.similarity(encoded.candidate_tags, sentence)  # B 2 Q
+            match = self.candidate_similarity(encoded.candidate_tags, sentence)    # B 2 Q
             with torch.autocast(x.device.type, enabled=False):
                 mixed = self._mix(x, encoded, queries, (match[:, 0] - match[:, 1]).flatten())
             gain, bias = self.audibility
@@ -381,7 +415,7 @@ class LuSeeL(nn.Module):
         """
         logits = self.tagger.presence(similarity)
         if candidate_tags is not None:
-            match = self.candidate_tagger.similarity(candidate_tags, sentence)
+            match = self.candidate_similarity(candidate_tags, sentence)
             logits = logits + self.candidate_presence * torch.logsumexp(match, 1)
         return logits
 

@@ -45,10 +45,12 @@ class DataConfig:
     ``other_head``: share of batches whose search (luseel_model/luseel/head_search.py) is given the
     responses of another head than the one that heard them. ``anchor_only`` asks for the sound that
     the others' levels were set against (paper, section 3.1). ``ears``: 'left' lets both inputs hear
-    the left ear.
+    the left ear. ``validation_too``: the validation recordings are trained on as well, for a last
+    run whose recipe is settled; its validation figures then say nothing.
     """
 
     packed: str = "data/packed"
+    validation_too: bool = False
     heads: tuple[str, ...] = ("mit_kemar",)
     captions: bool = True
     label_share: float = 0.3
@@ -124,6 +126,8 @@ class LuSeeLTask(Task):
         self.objective = Objective(config.loss, self.network).to(device)
         self.train_pool = ClipPool.load(data.packed, "train", device)
         valid_pool = ClipPool.load(data.packed, "valid", device)
+        if data.validation_too:
+            self.train_pool = self.train_pool.joined(valid_pool)
         encoder = TextEncoder(self.network.config.text, device)
         captions = Captions.load() if data.captions else None
         self.bank = QueryBank(self.train_pool.kinds, encoder, captions, data.label_share, device)
