@@ -88,6 +88,21 @@ def test_kinds_of_training_number_all_splits(catalogue, tmp_path):
     assert test.labels == ["goose honking"] and test.kind.tolist() == [-1]
 
 
+def test_joined_pools_keep_every_recording(catalogue, tmp_path):
+    out = tmp_path / "packed"
+    packing.pack(packing.read_catalogue(catalogue, "set"), out, progress=False)
+    train, test = ClipPool.load(out, "train"), ClipPool.load(out, "test")
+    both = train.joined(test)
+    assert both.names == train.names + test.names and both.kinds == train.kinds
+    assert both.kind.tolist() == train.kind.tolist() + [-1]
+    for i in range(len(train)):
+        assert torch.equal(clip(both, i), clip(train, i))
+    assert torch.equal(clip(both, len(train)), clip(test, 0))
+    assert len(set(both.group.tolist())) == len(set(train.groups + test.groups))
+    last = both.activity[both.block_start[-1]] - both.activity[both.block_start[len(train)]]
+    assert last == pytest.approx(float(test.activity[-1] - test.activity[0]))
+
+
 def test_packing_goes_on_after_an_interruption(catalogue, tmp_path, monkeypatch):
     out = tmp_path / "packed"
     items = packing.read_catalogue(catalogue, "set")

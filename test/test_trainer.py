@@ -594,6 +594,31 @@ def test_candidates_are_tagged_first_and_resumed_exactly(settings, tmp_path):
     assert all(torch.equal(terms[k], again[k]) for k in terms)
 
 
+def test_both_taggers_of_candidates_learn_by_themselves(settings, tmp_path):
+    changes = {"candidate_steps": 2, "steps": 6, "tag_steps": 0,
+               "overrides": {"window": 0.5, "head_search": {
+                   "azimuths": 24, "mel_bands": 16, "tagger_channels": [8, 8],
+                   "yamnet_blocks": 1}},
+               "loss": {"candidate_tags": 1.0, "selection": 1.0}}
+    trainer = Trainer(config_of(settings, **changes), tmp_path / "run")
+    start = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.train_step()
+    after = trainer.network.state_dict()
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], start[k])}
+    assert moved == {"candidate_tagger", "candidate_yamnet"}  # and not their weights
+    trainer.train_step()
+    assert "selection" in trainer.train_step()
+    assert not torch.equal(trainer.network.tagger_weights, start["tagger_weights"])
+
+
+def test_validation_recordings_are_trained_on_where_asked(settings, tmp_path):
+    apart = Trainer(config_of(settings), tmp_path / "apart").task
+    both = Trainer(config_of(settings, data={"validation_too": True}), tmp_path / "both").task
+    valid = apart.validation_simulator.pool
+    assert len(both.train_pool) == len(apart.train_pool) + len(valid)
+    assert both.train_pool.kinds == apart.train_pool.kinds
+
+
 def test_only_what_is_named_is_trained(settings, tmp_path):
     """The rest neither learns nor gathers statistics."""
     changes = {"tag_steps": 0, "train_only": ["token_localizer", "film_skips"]}
