@@ -343,8 +343,8 @@ class CandidateTagger(PhraseMatcher):
 
 
 class CandidateYAMNet(PhraseMatcher):
-    """What does each candidate sound like to YAMNet, which knows more sounds than
-    :class:`CandidateTagger`, and is as often right alone; the two err differently."""
+    """What does each candidate sound like to YAMNet, which has heard more sounds than
+    :class:`CandidateTagger`? The two err differently."""
 
     def __init__(self, config: LuSeeLConfig):
         super().__init__(config.text.embedding, config.tagging.width)
