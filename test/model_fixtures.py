@@ -30,7 +30,7 @@ TINY = {
                      "hidden_layers": 1, "activation": "softmax", "extracted": True,
                      "extracted_hidden": 32},
     "tagging": {"width": 16},
-    "head_search": {"azimuths": 0, "voting": 0, "short_frame": 0},
+    "head_search": {"azimuths": 0, "voting": 0, "short_frame": 0, "yamnet_blocks": 0},
 }
 
 
