@@ -235,9 +235,10 @@ class SameConv2d(nn.Conv2d):
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride):
             pad = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads += [pad // 2, pad - pad // 2]
-        if pads == [self.kernel_size[0] // 2] * 4:  # without a copy
-            return F.conv2d(x, self.weight, self.bias, self.stride, pads[0], 1, self.groups)
-        return super().forward(F.pad(x, pads) if any(pads) else x)
+        if pads[::2] == pads[1::2]:  # the same on both sides: the convolution pads without a copy
+            return F.conv2d(x, self.weight, self.bias, self.stride, (pads[2], pads[0]), 1,
+                            self.groups)
+        return super().forward(F.pad(x, pads))
 
 
 def spectrogram_holes(batch: int, rows: int, columns: int, device) -> Tensor:

@@ -301,6 +301,11 @@ class MatchedLocalizer(nn.Module):
         return over_circle(self.network(features))
 
 
+def _over_time(x: Tensor) -> Tensor:
+    """(N, C, T) → (N, 2·C): mean and maximum over time."""
+    return torch.cat([x.mean(-1), x.amax(-1)], -1)
+
+
 class CandidateTagger(PhraseMatcher):
     """What does each candidate sound like: a small convolutional tagger on mel spectrograms."""
 
@@ -338,8 +343,7 @@ class CandidateTagger(PhraseMatcher):
             holes = spectrogram_holes(*features[:, 0].shape, features.device)
             features = features * holes[:, None]
         x = self.network(features).mean(2)                                 # B C T
-        x = torch.cat([x.mean(-1), x.amax(-1)], -1)
-        return self.project(self.dropout(x))
+        return self.project(self.dropout(_over_time(x)))
 
 
 class CandidateYAMNet(PhraseMatcher):
@@ -370,5 +374,4 @@ class CandidateYAMNet(PhraseMatcher):
             holes = spectrogram_holes(len(x), *x.shape[:0:-1], x.device)   # of bands and frames
             x = mean + (x - mean) * holes.transpose(1, 2)
         x = self.network(x).mean(3)                                        # N C T
-        x = torch.cat([x.mean(-1), x.amax(-1)], -1)
-        return self.project(self.dropout(x))
+        return self.project(self.dropout(_over_time(x)))

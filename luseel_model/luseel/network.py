@@ -45,8 +45,7 @@ class LuSeeLOutput:
     presence_logits: Tensor | None = None    # (B, Q) is the sound there
     gate_logits: Tensor | None = None        # (B, Q) of the gain that `audio` has by the presence
     candidates: Candidates | None = None     # what the search with the head's responses found
-    candidate_tags: Tensor | None = None     # (B, 2, W) audio side of the candidates' tags; of
-    #   two taggers one after the other
+    candidate_tags: Tensor | None = None     # (B, 2, W) candidates' tags, tagger by tagger
     selection_logits: Tensor | None = None   # (B, Q) the first candidate, not the second
     trust_logits: Tensor | None = None       # (B, Q) the candidate rather than the masked mixture
     masked: Tensor | None = None             # (B, Q, 2, F, T) complex, the masked mixture alone
