@@ -31,7 +31,14 @@ from training.benchmark.catalogue import (
 from training.benchmark.compare import compare, verdict
 from training.benchmark.compare import markdown as comparison_text
 from training.benchmark.render import Renderer, coloured_noise, looped
-from training.benchmark.report import Bootstrap, markdown, read_rows, summarise, write_report
+from training.benchmark.report import (
+    Bootstrap,
+    hardest,
+    markdown,
+    read_rows,
+    summarise,
+    write_report,
+)
 from training.benchmark.run import Results, listen, run_cell
 from training.captions import Captions
 from training.heads import Head, load_head
@@ -657,7 +664,20 @@ def test_areas_by_hand():
     assert math.isnan(weighted_auroc(confidence, present, np.array([1.0, 1.0, 0.0])))
 
 
+def test_recordings_that_go_wrong_most():
+    right = {"a": [0.0, 0.0, 1.0], "b": [1.0, 1.0], "c": [0.0], "d": [0.0, 1.0]}
+    rows = [{"recording": name, "kind": name.upper(), "right_source": value, "doa_error": 30.0 * i}
+            for name, values in right.items() for i, value in enumerate(values)]
+    found = hardest(rows)
+    assert [(one["recording"], one["kind"], one["n"], one["wrong"]) for one in found] == [
+        ("a", "A", 3, 2), ("c", "C", 1, 1), ("d", "D", 2, 1)]
+    assert [one["share"] for one in found] == [0.5, 0.75, 1.0]
+    assert found[0]["doa_error"] == 30.0
+
+
 def test_markdown_of_a_whole_run(catalogue, pool, head, bank, tmp_path):
     rows = run(copier, catalogue, pool, head, bank, tmp_path, mixtures=None)
     summary = summarise(catalogue, rows, ABOUT, QUICK)
-    assert summary["complete"] and "Part of the benchmark" not in markdown(summary)
+    text = markdown(summary)
+    assert summary["complete"] and "Part of the benchmark" not in text
+    assert "Half of all wrong sources are" in text

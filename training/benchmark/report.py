@@ -39,6 +39,9 @@ SHARES = {"in_phase", "within_5", "within_10", "front_back", "right_source", "li
 ROOM_WORDS = {"none": "no room", "room": "room", "noise": "room and noise"}
 
 
+HARDEST = 15  # recordings that the report names
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """How intervals are made: 95%, whole recordings are drawn."""
@@ -131,6 +134,30 @@ def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int,
     return summary
 
 
+def hardest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Recordings by how often another sound was extracted in their place, the worst first.
+
+    Returns:
+        of each recording that it happened to: ``recording``, ``kind``, ``n`` queries, the number
+        that went ``wrong``, ``doa_error`` in degrees, and ``share``: of all wrong ones, those of
+        this recording and the ones before it.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["recording"], []).append(row)
+    found = [{"recording": name, "kind": some[0]["kind"], "n": len(some),
+              "wrong": sum(row["right_source"] == 0.0 for row in some),
+              "doa_error": math.fsum(row["doa_error"] for row in some) / len(some)}
+             for name, some in groups.items()]
+    found = sorted((one for one in found if one["wrong"]),
+                   key=lambda one: (-one["wrong"], one["n"], one["recording"]))
+    everything, sofar = sum(one["wrong"] for one in found), 0
+    for one in found:
+        sofar += one["wrong"]
+        one["share"] = sofar / everything
+    return found
+
+
 def summarise(catalogue: Catalogue, rows: dict[str, list[dict[str, Any]]],
               about: dict[str, Any], how: Bootstrap = Bootstrap()) -> dict[str, Any]:
     """All figures of a run.
@@ -154,7 +181,8 @@ def summarise(catalogue: Catalogue, rows: dict[str, list[dict[str, Any]]],
         "benchmark": catalogue.version, "sha256": catalogue.sha256, "seconds": catalogue.seconds,
         **about, "complete": whole,
         "confidence_interval": f"95%, bootstrap over target recordings, {how.resamples} resamples",
-        "cells": cells, "by_kind": by_kind(everything, how),
+        "cells": cells, "by_kind": by_kind(everything, how), "hardest": hardest(everything),
+        "recordings": len({row["recording"] for row in everything}),
     }
 
 
@@ -278,6 +306,17 @@ def markdown(summary: dict[str, Any]) -> str:
             [[g["kind"], str(g["recordings"]), str(g["n"]),
               *(figure(g[key], key) for key in ("si_snri", "within_5", "right_source"))]
              for g in summary["by_kind"]])]
+    if summary["hardest"]:
+        half = next(i for i, one in enumerate(summary["hardest"], 1) if one["share"] >= 0.5)
+        lines += ["", "## Recordings taken for another sound most often, all cells together", "",
+                  f"Half of all wrong sources are {half} of the {summary['recordings']} "
+                  f"recordings; {len(summary['hardest'])} went wrong at least once.", "", table(
+                      ["recording", "asked for as", "queries", "wrong source [%]", "MAE [°]",
+                       "of all wrong ones, with those above [%]"],
+                      [[one["recording"], one["kind"], str(one["n"]),
+                        f"{100 * one['wrong'] / one['n']:.0f}",
+                        "–" if math.isnan(one["doa_error"]) else f"{one['doa_error']:.0f}",
+                        f"{100 * one['share']:.0f}"] for one in summary["hardest"][:HARDEST]])]
     return "\n".join(lines) + "\n"
 
 
