@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scipy.signal import butter, fftconvolve, sosfilt
 
 from luseel_model import cli
 from luseel_model.calibration import (Calibration, CalibrationError, Direction, analyse,
                                       find_sounds, measure, plot_measurement)
 from luseel_model.errors import ConfigError, LuseelError
 from training import heads
+from training.claps import GAP, Faults, clap, delayed, record_claps
 
 CROSS = (0, 90, 180, 270)
 EIGHT = tuple(range(0, 360, 45))
-GAP = 0.7  # seconds from clap to clap
 
 
 @pytest.fixture(scope="module")
@@ -26,51 +25,11 @@ def kemar():
     return heads.load_head("mit_kemar").hrir.numpy().astype(np.float64)
 
 
-def shifted(audio, samples):
-    """Delayed by a fraction of a sample, by a phase ramp of the whole."""
-    length = 1 << int(np.ceil(np.log2(audio.shape[-1] + 1024)))
-    ramp = np.exp(-2j * np.pi * np.fft.rfftfreq(length) * samples)
-    return np.fft.irfft(np.fft.rfft(audio, length) * ramp, length)[..., :audio.shape[-1]]
-
-
-def clap(rng, rate, seconds=0.05):
-    """Noise that dies away within some 3 ms, strongest around 2 kHz."""
-    time = np.arange(int(seconds * rate)) / rate
-    decay = np.exp(-time / 0.003) if seconds < 0.1 else np.ones_like(time)
-    band = butter(1, [900, 4000], "bandpass", fs=rate, output="sos")
-    return sosfilt(band, rng.standard_normal(time.size) * decay)
-
-
 def record(hrir, directions, rate=16000, *, swap=False, polarity=1, delay_us=0.0, gain_db=0.0,
-           turn=0.0, noise_db=-45.0, room=0.0, seconds=0.05, seed=3):
-    """Sounds at ``directions`` (one each) heard by a head with these faults: (2, N).
-
-    ``noise_db`` is under the loudest peak; ``room`` scales a floor's reflection, six of walls
-    (6 to 30 ms) and a tail.
-    """
-    rng = np.random.default_rng(seed)
-    gap = int((GAP + max(0, seconds - 0.05)) * rate)
-    out = np.zeros((2, gap * (len(directions) + 1)))
-    for i, azimuth in enumerate(directions):
-        dry = clap(rng, rate, seconds) * 10 ** (rng.uniform(-3, 3) / 20)
-        images = [(azimuth - turn, 0.0, 1.0)]
-        if room:
-            images += [(azimuth - turn, 0.003, room)]
-            images += [(rng.uniform(0, 360), rng.uniform(0.006, 0.03),
-                        room * rng.uniform(0.3, 0.7)) for _ in range(6)]
-            for late in rng.uniform(0.02, 0.3, 40):
-                images.append((rng.uniform(0, 360), late, 0.5 * room * 10 ** (-3 * late / 0.4)))
-        for angle, late, gain in images:
-            low, part = int(np.floor(angle)), angle % 1
-            ears = (1 - part) * hrir[low % 360] + part * hrir[(low + 1) % 360]
-            begin = int((i + 0.6) * gap) + int(late * rate)
-            for ear in (0, 1):
-                wet = gain * fftconvolve(dry, ears[ear])
-                out[ear, begin: begin + wet.size] += wet[:out.shape[1] - begin]
-    out *= 0.4 / np.abs(out).max()
-    out[1] = polarity * shifted(out[1], delay_us * 1e-6 * rate) * 10 ** (gain_db / 20)
-    out += rng.standard_normal(out.shape) * 0.4 * 10 ** (noise_db / 20)
-    return out[::-1].copy() if swap else out
+           **options):
+    """Sounds at ``directions`` (one each) heard by a head with these faults: (2, N)."""
+    return record_claps(hrir, directions, rate, Faults(swap, polarity, delay_us, gain_db),
+                        **options)
 
 
 def calibrate(audio, directions, rate=16000, **options):
@@ -140,8 +99,8 @@ def test_a_ball_with_known_delays(rate):
         dry[100: 100 + sound.size] = sound
         lag = (ball(azimuth - 3) + 25e-6) * rate
         begin = int((i + 0.6) * GAP * rate)
-        audio[:, begin: begin + dry.size] += 0.3 * np.stack([shifted(dry, -lag / 2),
-                                                             shifted(dry, lag / 2)])
+        audio[:, begin: begin + dry.size] += 0.3 * np.stack([delayed(dry, -lag / 2),
+                                                             delayed(dry, lag / 2)])
     found = calibrate(audio, CROSS, rate)
     ears = found.calibration
     assert ears.delay_us == pytest.approx(25, abs=2)
@@ -262,7 +221,7 @@ def test_two_microphones_side_by_side(kemar):
     near = np.repeat(kemar[:1], 360, axis=0)  # no head: all directions alike but for some µs
     lag = 40e-6 * 16000 * np.sin(np.deg2rad(np.arange(360)))
     for i in range(360):
-        near[i] = shifted(near[i, :1], lag[i] * np.array([[-0.5], [0.5]]))
+        near[i] = delayed(near[i, :1], lag[i] * np.array([[-0.5], [0.5]]))
     with pytest.raises(CalibrationError, match="has a delay of .* at a head's ears"):
         calibrate(record(near, CROSS), CROSS)
 
@@ -289,7 +248,7 @@ def test_applied_it_puts_the_ears_right(kemar):
     put_right = Calibration(**FAULTS).apply(crooked, 16000)
     assert put_right.shape == good.shape and put_right.dtype == crooked.dtype
     # both ears later by half the delay and louder by half the gain: the same for both
-    expected = shifted(good, 73e-6 / 2 * 16000) * 10 ** (3.0 / 40)
+    expected = delayed(good, 73e-6 / 2 * 16000) * 10 ** (3.0 / 40)
     inner = slice(200, -200)
     error = put_right[:, inner] - expected[:, inner]
     assert np.square(error).mean() < 1e-5 * np.square(expected).mean()

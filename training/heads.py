@@ -319,6 +319,34 @@ def _unpacked(package: str, folder: Path) -> Path:
     return folder / "root"
 
 
+def fetch_head(name: str, root: str | Path | None = None, calibrate: bool = True) -> Head:
+    """A head from its Debian package.
+
+    Args:
+        name: of :data:`KNOWN`.
+        root: folder with unpacked packages (holding ``usr/share``); default: this machine's own
+            files where they are installed, else a download.
+        calibrate: False leaves it as its makers packaged it, turned and unbalanced.
+
+    Raises:
+        ConfigError: the package can't be fetched; says what to do.
+    """
+    if name not in KNOWN:
+        raise ConfigError(f"unknown head {name!r}; known are {', '.join(KNOWN)}")
+    known = KNOWN[name]
+    path = Path(root or "/") / known.path
+    with tempfile.TemporaryDirectory(prefix="luseel-heads-") as temporary:
+        if not path.is_file() and root:
+            raise ConfigError(f"{known.path} is not below {root}")
+        if not path.is_file():
+            path = _unpacked(known.package, Path(temporary)) / known.path
+        read = read_sofa if path.suffix == ".sofa" else read_ssr_wav
+        azimuth, hrir, rate, _ = read(path)
+    about = {"source": f"Debian package {known.package}, {known.path}",
+             "licence": known.licence, "attribution": known.attribution}
+    return make_head(name, azimuth, hrir, rate, about, calibrate=calibrate)
+
+
 def prepare_heads(out_folder: str | Path, names: Sequence[str] = tuple(KNOWN),
                   root: str | Path | None = None) -> list[Head]:
     """Make heads from their Debian packages and write them to ``out_folder/<name>.safetensors``.
@@ -332,23 +360,9 @@ def prepare_heads(out_folder: str | Path, names: Sequence[str] = tuple(KNOWN),
         ConfigError: a package can't be fetched; says what to do.
     """
     heads = []
-    with tempfile.TemporaryDirectory(prefix="luseel-heads-") as temporary:
-        for name in names:
-            if name not in KNOWN:
-                raise ConfigError(f"unknown head {name!r}; known are {', '.join(KNOWN)}")
-            known = KNOWN[name]
-            path = Path(root or "/") / known.path
-            if not path.is_file() and root:
-                raise ConfigError(f"{known.path} is not below {root}")
-            if not path.is_file():
-                path = _unpacked(known.package, Path(temporary) / known.package) / known.path
-            read = read_sofa if path.suffix == ".sofa" else read_ssr_wav
-            azimuth, hrir, rate, _ = read(path)
-            about = {"source": f"Debian package {known.package}, {known.path}",
-                     "licence": known.licence, "attribution": known.attribution}
-            head = make_head(name, azimuth, hrir, rate, about)
-            head.save(Path(out_folder) / f"{name}.safetensors")
-            heads.append(head)
+    for name in names:
+        heads.append(fetch_head(name, root))
+        heads[-1].save(Path(out_folder) / f"{name}.safetensors")
     return heads
 
 
