@@ -140,7 +140,7 @@ def test_models(folder, capsys, monkeypatch):
     monkeypatch.setattr("luseel_model.checkpoint.CHECKPOINT_FOLDER", folder)
     assert cli.main(["models"]) == 0
     line = capsys.readouterr().out
-    assert line.startswith("net: ") and "window 0.5 s" in line and "trained 12 steps on 2" in line
+    assert line.startswith("net: ") and "window 0.5 s" in line and "trained on 2 kinds" in line
     (folder / "net.safetensors").unlink()
     assert cli.main(["models"]) == 2
     assert "no checkpoints in" in capsys.readouterr().err

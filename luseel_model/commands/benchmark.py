@@ -12,8 +12,8 @@ def register(commands) -> None:
     """Add the command to the subparsers."""
     speed = commands.add_parser(
         "benchmark", help="measure how fast a model is on this machine",
-        description="Time one window of audio with one, two and three queries, and three queries "
-        "in one call against three calls. Leave the machine idle meanwhile.")
+        description="Time one window of audio with one, three and eight queries, and eight queries "
+        "in one call against eight calls. Leave the machine idle meanwhile.")
     speed.add_argument("--model", help="checkpoint: name or .safetensors (default: the shipped)")
     speed.add_argument("--untrained", action="store_true",
                        help="time a network with random weights instead")

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         default = " (default)" if about["name"] == checkpoint.SHIPPED else ""
         print(f"{about['name']}{default}: {about['family']}, {about['parameters'] / 1e6:.1f} M "
               f"parameters, {about['megabytes']:.1f} MB, window {about['window']:g} s, "
-              f"trained {about['steps']} steps on {about['kinds']} kinds of sounds")
+              f"trained on {about['kinds']} kinds of sounds")
         print(f"    {about['interface']}")
         for name in ("figures", "license"):
             if about[name]:
@@ -50,14 +50,14 @@ def _about(path: Path) -> dict[str, Any]:
     from ..checkpoint import read_checkpoint
     from ..families import family_of
 
-    config, state, info = read_checkpoint(path)
+    config, _, info = read_checkpoint(path)
     family = family_of(config)
     card = card_facts(path.with_suffix(".md"))
     return {
         "name": path.stem, "family": family.title,
-        "parameters": sum(v.numel() for v in state.values()),
+        "parameters": family.network_class(config).parameter_count(),
         "megabytes": path.stat().st_size / 1e6, "window": config.window,
-        "steps": info.get("step", "?"),
+        "steps": info.get("step", "?"),  # of its last training run
         "kinds": len(set(info.get("kinds", [])) - set(info.get("unseen", []))),
         "interface": family.extractor_class.capabilities_of(config).describe(),
         "figures": card.get("figures", ""), "license": card.get("license", ""),
