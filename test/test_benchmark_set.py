@@ -675,6 +675,23 @@ def test_recordings_that_go_wrong_most():
     assert found[0]["doa_error"] == 30.0
 
 
+def test_doubtful_labels_count_apart(catalogue, pool, head, bank, tmp_path):
+    shipped = load_catalogue()
+    kinds = {recording.name: recording.kind for recording in shipped.recordings}
+    assert 0 < len(shipped.doubtful) < 0.1 * len(kinds) and set(shipped.doubtful) <= set(kinds)
+
+    rows = run(copier, catalogue, pool, head, bank, tmp_path)
+    present = [row for row in rows["mit_kemar-2-none"] if row["asked"] == "label"]
+    name = present[0]["recording"]
+    sure = [row["si_snri"] for row in present if row["recording"] != name]
+    summary = summarise(replace(catalogue, doubtful={name: "says another"}), rows, ABOUT, QUICK)
+    cell = summary["cells"][0]
+    assert cell["sure_labels"]["n"] == len(sure) < len(present) == cell["metrics"]["si_snri"]["n"]
+    assert cell["sure_labels"]["si_snri"]["mean"] == pytest.approx(np.mean(sure))
+    assert "## Without doubtful labels" in markdown(summary)
+    assert "sure_labels" not in summarise(catalogue, rows, ABOUT, QUICK)["cells"][0]
+
+
 def test_markdown_of_a_whole_run(catalogue, pool, head, bank, tmp_path):
     rows = run(copier, catalogue, pool, head, bank, tmp_path, mixtures=None)
     summary = summarise(catalogue, rows, ABOUT, QUICK)

@@ -19,7 +19,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,8 @@ class Catalogue:
         recordings: the recordings that sounds refer to.
         scenes, sounds: by set, then by mixture (and source).
         sha256: identity of the content, 64 hexadecimal digits.
+        doubtful: recordings whose label their name doesn't bear out, and why; a remark, which
+            changes no mixture and isn't part of the content.
     """
 
     version: str
@@ -157,6 +159,7 @@ class Catalogue:
     scenes: Mapping[str, tuple[BenchmarkScene, ...]]
     sounds: Mapping[str, tuple[tuple[Sound, ...], ...]]
     sha256: str
+    doubtful: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -282,7 +285,14 @@ def load_catalogue(folder: str | Path | None = None) -> Catalogue:
         {name: tuple(items) for name, items in scenes.items()},
         {name: tuple(tuple(mixtures[scene.mixture]) for scene in scenes[name])
          for name, mixtures in sounds.items()},
-        head["sha256"])
+        head["sha256"], _doubtful(folder / "doubtful_labels.csv"))
+
+
+def _doubtful(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        return {row["recording"]: row["why"] for row in csv.DictReader(file)}
 
 
 # -- the recordings here ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ SHARES = {"in_phase", "within_5", "within_10", "front_back", "right_source", "li
 ROOM_WORDS = {"none": "no room", "room": "room", "noise": "room and noise"}
 
 
+SURE = ("si_snri", "within_5", "doa_error", "right_source")
 HARDEST = 15  # recordings that the report names
 
 
@@ -85,13 +86,14 @@ def wording(rows: Sequence[dict[str, Any]], how: Bootstrap) -> dict[str, Any]:
     return result
 
 
-def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int,
-                   how: Bootstrap) -> dict[str, Any]:
+def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int, how: Bootstrap,
+                   doubtful: Collection[str] = ()) -> dict[str, Any]:
     """All figures of one cell.
 
     Args:
         rows: as `training.benchmark.run.rows_of` makes them, with `add_derived`.
         size: mixtures that the cell has.
+        doubtful: recordings whose labels are; figures without queries for them come on top.
 
     Returns:
         dict of plain values; intervals are dicts of mean, low, high, n, clusters. Shares are in
@@ -129,6 +131,11 @@ def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int,
         },
         "by_separation": by_separation(present, how),
     }
+    sure = [row for row in present if row["recording"] not in doubtful]
+    if 0 < len(sure) < len(present):
+        summary["sure_labels"] = {
+            "n": len(sure), **{key: interval(sure, key, how) for key in SURE if key in sure[0]},
+            "auroc": auroc([*sure, *absent], how)}
     if "held_out" in cell.asked:
         summary["wording"] = wording(rows, how)
     return summary
@@ -172,7 +179,7 @@ def summarise(catalogue: Catalogue, rows: dict[str, list[dict[str, Any]]],
             continue
         add_derived(found)
         cell = catalogue.cells[name]
-        cells.append(summarise_cell(cell, found, catalogue.size(cell), how))
+        cells.append(summarise_cell(cell, found, catalogue.size(cell), how, catalogue.doubtful))
         if cell.set != "same":
             everything += [row for row in found if row["asked"] == "label"]
     whole = {cell.name for cell in catalogue.cells.values()} == {c["cell"] for c in cells} and all(
@@ -183,6 +190,7 @@ def summarise(catalogue: Catalogue, rows: dict[str, list[dict[str, Any]]],
         "confidence_interval": f"95%, bootstrap over target recordings, {how.resamples} resamples",
         "cells": cells, "by_kind": by_kind(everything, how), "hardest": hardest(everything),
         "recordings": len({row["recording"] for row in everything}),
+        "doubtful_labels": len(catalogue.doubtful),
     }
 
 
@@ -276,6 +284,15 @@ def markdown(summary: dict[str, Any]) -> str:
                  for cell in cells]),
             "", "The same window by window, as a robot sees it, where the asked sound is active "
             "(at most 20 dB below its mean level)."]
+    sure = [cell for cell in cells if "sure_labels" in cell]
+    if sure:
+        lines += ["", "## Without doubtful labels", "", table(
+            ["cell", "queries", *(METRICS[key] for key in SURE), "AUROC"],
+            [[cell_words(cell), str(cell["sure_labels"]["n"]),
+              *(figure(cell["sure_labels"].get(key), key) for key in SURE),
+              format_interval(cell["sure_labels"]["auroc"], digits=2)] for cell in sure]),
+            "", f"The same rows without queries for the {summary['doubtful_labels']} recordings whose "
+            "label their name doesn't bear out (doubtful_labels.csv in the catalogue's folder)."]
     for cell in cells:
         if "wording" in cell:
             lines += ["", f"## Other words: {cell_words(cell)}", "", table(
