@@ -1,7 +1,7 @@
 """Fine-tune a trained network on one's own head: ``luseel-finetune my_head.sofa --out runs/mine``.
 
 Scenes are rendered with that head, and with heads of the first training mixed in so that they are
-not forgotten; the network is tested before and after on recordings of the validation split. The
+not forgotten; the network is tested before and after on recordings of the test split. The
 head is calibrated on the way (training/heads.py), as `luseel calibrate` does with the robot's ears.
 """
 
@@ -114,11 +114,11 @@ def fitted_config(config: LuSeeLTrainConfig, model: LuSeeLConfig, model_file: Pa
 
 def measure_heads(checkpoint: Path, heads: Sequence[Head], packed: str, mixtures: int,
                device: str | None = None) -> list[dict[str, Any]]:
-    """Metrics of a checkpoint with each head on the validation split: intervals by name."""
+    """Metrics of a checkpoint with each head on the test split: intervals by name."""
     model = load_model(checkpoint, device)
-    pool = ClipPool.load(packed, "valid", device or "cpu")
+    pool = ClipPool.load(packed, "test", device or "cpu")
     captions = Captions.load()
-    config = EvaluationConfig(packed=packed, split="valid", mixtures=mixtures, sdr=False)
+    config = EvaluationConfig(packed=packed, split="test", mixtures=mixtures, sdr=False)
     rows = []
     for head in heads:
         if model.config.head_search.azimuths:
@@ -196,7 +196,7 @@ def finetune(head: Head, out: str | Path, config: LuSeeLTrainConfig, init: str |
     text = "\n".join([
         f"# {head.name}: {start.stem} fine-tuned", "",
         f"{trainer.best_step} steps of {config.batch_size} scenes (the best validation of "
-        f"{config.steps}); {mixtures} mixtures of 2 sounds of the validation split, "
+        f"{config.steps}); {mixtures} mixtures of 2 sounds of the test split, "
         f"{model.window:g} s, no room, -5 to 5 dB; 95% bootstrap over recordings in brackets.",
         "", table(before, after), ""])
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -208,7 +208,7 @@ def _before(path: Path, start: Path, heads: Sequence[Head], packed: str, mixture
             device: str | None) -> list[dict[str, Any]]:
     """The test before training; kept, so that a resumed run needn't repeat it."""
     key = {"checkpoint": str(start), "bytes": start.stat().st_size, "packed": packed,
-           "heads": [head.name for head in heads], "mixtures": mixtures}
+           "split": "test", "heads": [head.name for head in heads], "mixtures": mixtures}
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept.get("of") == key:
