@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
-from typing import Literal, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch

@@ -9,7 +9,7 @@ from model_fixtures import minilm
 from luseel_model.config import TextConfig
 from luseel_model.errors import LuseelError, QueryError
 from luseel_model.query import validate_query
-from luseel_model.text import TextEncoder, pad_embeddings, sentence_embedding
+from luseel_model.text import TextEncoder, pad_embeddings
 
 
 def test_minilm_needs_no_network(monkeypatch):

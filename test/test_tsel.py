@@ -294,7 +294,7 @@ def test_it_hears_what_its_separator_hears():
     """One microphone's magnitudes, the same words: the mask and presence of the LASS network."""
     torch.manual_seed(3)
     network = Tsel(steered_config()).eval().body
-    audio, (tokens, mask) = noise(2, 1, RATE), text(2, 3)
+    audio, (tokens, _) = noise(2, 1, RATE), text(2, 3)
     sentence = torch.nn.functional.normalize(tokens.mean(2), dim=-1)
     wanted = network.separator(audio, sentence)
     heard = network.hear(wanted.spectrum[:, 0].abs(), sentence)

@@ -26,7 +26,7 @@ import rclpy  # noqa: E402
 from base import Pose  # noqa: E402
 from geometry_msgs.msg import PoseWithCovarianceStamped, Twist  # noqa: E402
 from home import HOP, QUERY, Home  # noqa: E402
-from luseel.msg import AudioChunk, Query, SoundEvent, SoundEventArray  # noqa: E402
+from luseel.msg import AudioChunk, Query, SoundEventArray  # noqa: E402
 from luseel.srv import SetQuery  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
 from navigator import ARRIVED  # noqa: E402
