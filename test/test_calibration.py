@@ -13,7 +13,8 @@ from luseel_model.calibration import (Calibration, CalibrationError, Direction, 
                                       find_sounds, measure, plot_measurement)
 from luseel_model.errors import ConfigError, LuseelError
 from training import heads
-from training.claps import GAP, Faults, clap, delayed, record_claps
+from training.claps import GAP, Faults, clap, record_claps
+from training.heads import delayed
 
 CROSS = (0, 90, 180, 270)
 EIGHT = tuple(range(0, 360, 45))
@@ -221,7 +222,7 @@ def test_two_microphones_side_by_side(kemar):
     near = np.repeat(kemar[:1], 360, axis=0)  # no head: all directions alike but for some µs
     lag = 40e-6 * 16000 * np.sin(np.deg2rad(np.arange(360)))
     for i in range(360):
-        near[i] = delayed(near[i, :1], lag[i] * np.array([[-0.5], [0.5]]))
+        near[i] = delayed(near[i, :1], lag[i] * np.array([-0.5, 0.5]))
     with pytest.raises(CalibrationError, match="has a delay of .* at a head's ears"):
         calibrate(record(near, CROSS), CROSS)
 

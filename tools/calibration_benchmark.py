@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +27,16 @@ from luseel_model import load_model  # noqa: E402
 from luseel_model.calibration import Calibration, analyse, measure  # noqa: E402
 from luseel_model.errors import LuseelError  # noqa: E402
 from training import SAMPLE_RATE  # noqa: E402
-from training.benchmark.catalogue import load_catalogue  # noqa: E402
+from training.benchmark.catalogue import Catalogue, load_catalogue  # noqa: E402
 from training.benchmark.render import Renderer  # noqa: E402
 from training.benchmark.report import METRICS, Bootstrap, figure  # noqa: E402
 from training.benchmark.run import listen  # noqa: E402
 from training.claps import Faults, record_claps  # noqa: E402
 from training.evaluation import interval  # noqa: E402
-from training.heads import fetch_head, load_head  # noqa: E402
+from training.heads import Head, fetch_head, load_head  # noqa: E402
 from training.metrics import mixture_metrics  # noqa: E402
 from training.pool import ClipPool  # noqa: E402
-from training.report import plain, table  # noqa: E402
+from training.report import table, write_page  # noqa: E402
 
 CROSS = (0, 90, 180, 270)
 EXACT = Faults(swap=True, delay_us=50.0, gain_db=2.0)
@@ -45,32 +46,33 @@ CLAPS_NOISE_DB = -40.0
 ROOM = 0.5
 DIRECTIONS = {"0 90 180 270": CROSS, "eight, every 45°": tuple(range(0, 360, 45)),
               "0 90 270": (0, 90, 270), "90 270": (90, 270)}
-FAULTS = {"none": Faults(), "right channel 60 µs late, 3 dB louder": Faults(delay_us=60.0,
-                                                                          gain_db=3.0),
-          "ears swapped": Faults(swap=True)}
+FAULTS = {"as packaged": Faults(),
+          "as packaged, right channel 60 µs late, 3 dB louder": Faults(delay_us=60.0, gain_db=3.0),
+          "as packaged, ears swapped": Faults(swap=True)}
 COLUMNS = ("within_5", "doa_error", "front_back", "si_snri", "right_source")
 
 
-def claps_of(hrir: np.ndarray, directions, faults: Faults, turn: float = 0.0, room: float = ROOM,
+def claps_of(head: Head, directions, faults: Faults, turn: float = 0.0, room: float = ROOM,
              seed: int = 3) -> Calibration:
     """The calibration that one simulated recording of claps gives."""
+    hrir = head.hrir.numpy().astype(np.float64)
     audio = record_claps(hrir, directions, SAMPLE_RATE, faults, turn=turn, noise_db=CLAPS_NOISE_DB,
                          room=room, seed=seed)
     return measure(analyse(audio, SAMPLE_RATE, directions)).calibration
 
 
-def exactness(heads: dict[str, np.ndarray]) -> list[dict]:
+def exactness(heads: Sequence[Head]) -> list[dict]:
     """Largest errors of delay (µs), level (dB) and turn (degrees) by head and directions."""
     rows = []
     for words, directions in DIRECTIONS.items():
         turn = EXACT_TURN if 0 in directions else 0.0  # without a front none can be told
-        for name, hrir in heads.items():
-            found = [claps_of(hrir, directions, EXACT, turn, room, seed)
+        for head in heads:
+            found = [claps_of(head, directions, EXACT, turn, room, seed)
                      for room in (0.0, ROOM) for seed in range(RECORDINGS)]
             if not all(ears.swap for ears in found):
-                raise SystemExit(f"{name}, {words}: swapped ears were not noticed")
+                raise SystemExit(f"{head.name}, {words}: swapped ears were not noticed")
             rows.append({
-                "directions": words, "head": name,
+                "directions": words, "head": head.name,
                 "delay_us": max(abs(ears.delay_us - EXACT.delay_us) for ears in found),
                 "level_db": max(abs(ears.gain_db - EXACT.gain_db) for ears in found),
                 "turn_degrees": max(abs(ears.turn_degrees - turn) for ears in found)
@@ -102,38 +104,35 @@ def hear(model, renderer: Renderer, mixtures: int, faults: Faults, calibration: 
     return rows
 
 
-def gains(model, head_name: str, packed: str, mixtures: int) -> tuple[list[dict], dict]:
-    """Figures of each condition, and what the makers' package left to be put right."""
-    catalogue = load_catalogue(None)
-    cell = replace(catalogue.cells["fabian-2-none"], head=head_name)
+def gains(model, catalogue: Catalogue, put_right: Head, packed: str, mixtures: int) -> list[dict]:
+    """Figures of each condition.
+
+    Args:
+        put_right: the head, calibrated by its full responses.
+    """
+    cell = replace(catalogue.cells["fabian-2-none"], head=put_right.name)
     pool = ClipPool.load(packed, "test")
-    packaged, put_right = fetch_head(head_name, calibrate=False), load_head(head_name)
-    hrir = packaged.hrir.numpy().astype(np.float64)
-    renderer = Renderer(catalogue, cell, pool, packaged)
-    conditions = [(f"as packaged{', ' + words if words != 'none' else ''}", how, faults,
-                   claps_of(hrir, CROSS, faults) if how == "claps" else Calibration())
+    packaged, whole = (Renderer(catalogue, cell, pool, head) for head in (
+        fetch_head(put_right.name, calibrate=False), put_right))
+    conditions = [(words, how, packaged, faults,
+                   claps_of(packaged.head, CROSS, faults) if how == "claps" else Calibration())
                   for words, faults in FAULTS.items() for how in ("none", "claps")]
-    results = []
+    conditions.append(("put right by its full responses", "none needed", whole, Faults(),
+                       Calibration()))
 
-    def add(ears: str, how: str, responses: str, renderer: Renderer, faults: Faults,
-            calibration: Calibration) -> None:
-        rows = hear(model, renderer, mixtures, faults, calibration, f"{ears}; {how}")
-        results.append({"ears": ears, "calibration": how, "responses": responses,
-                        "found": plain({key: getattr(calibration, key) for key in (
-                            "swap", "polarity", "delay_us", "gain_db", "turn_degrees")}),
-                        **{key: interval(rows, key, Bootstrap()) for key in COLUMNS}})
+    def figures(responses: str, chosen) -> list[dict]:
+        results = []
+        for words, how, renderer, faults, found in chosen:
+            rows = hear(model, renderer, mixtures, faults, found, f"{words}; {how}")
+            results.append({"ears": words, "calibration": how, "responses": responses,
+                            "found": {key: getattr(found, key) for key in (
+                                "swap", "polarity", "delay_us", "gain_db", "turn_degrees")},
+                            **{key: interval(rows, key, Bootstrap()) for key in COLUMNS}})
+        return results
 
-    for ears, how, faults, calibration in conditions:
-        add(ears, how, "the checkpoint's", renderer, faults, calibration)
-    exact = Renderer(catalogue, cell, pool, put_right)
-    add("put right by its full responses", "none needed", "the checkpoint's", exact, Faults(),
-        Calibration())
+    results = figures("the checkpoint's", conditions)
     model.set_head(put_right)
-    add("as packaged", "claps", "its own", renderer, Faults(), conditions[1][3])
-    add("put right by its full responses", "none needed", "its own", exact, Faults(),
-        Calibration())
-    offset = json.loads(put_right.metadata["calibration"])
-    return results, offset
+    return results + figures("its own", [conditions[1], conditions[-1]])
 
 
 def markdown(report: dict) -> str:
@@ -191,22 +190,18 @@ def main() -> int:
     if not 1 <= options.mixtures <= len(catalogue.scenes["two"]):
         parser.error(f"--mixtures must be 1 to {len(catalogue.scenes['two'])}")
     try:
-        heads = {name: load_head(name).hrir.numpy().astype(np.float64)
-                 for name in (options.head, "mit_kemar")}
+        head = load_head(options.head)
         model = load_model(options.checkpoint)
-        found = exactness(heads)
-        results, packaged = gains(model, options.head, options.packed, options.mixtures)
+        found = exactness([head, load_head("mit_kemar")])
+        results = gains(model, catalogue, head, options.packed, options.mixtures)
     except LuseelError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     report = {"about": {"mixtures": options.mixtures, "head": options.head, "model": model.name,
                         "cell": f"{options.head}-2-none", "benchmark": catalogue.version},
-              "exactness": found, "packaged": packaged, "gains": results}
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "calibration.json").write_text(
-        json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+              "exactness": found, "packaged": json.loads(head.metadata["calibration"]),
+              "gains": results}
     text = markdown(report)
-    (out / "calibration.md").write_text(text, encoding="utf-8")
+    write_page(options.out, "calibration", report, text)
     print(text)
     return 0
 

@@ -12,7 +12,6 @@ Writes docs/reports/tracking.json and .md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from dataclasses import replace
@@ -35,6 +34,7 @@ from training import SAMPLE_RATE  # noqa: E402
 from training.benchmark.render import looped  # noqa: E402
 from training.heads import load_head  # noqa: E402
 from training.pool import ClipPool  # noqa: E402
+from training.report import write_page  # noqa: E402
 from training.rooms import draw_room, render_room  # noqa: E402
 
 SECONDS = 16.0
@@ -295,12 +295,8 @@ def main() -> int:
     report = evaluate(cells, TrackingConfig())
     about = {"streams": options.streams, "head": options.head, "hop": 0.5,
              "model": options.checkpoint or "luseel-small", "seconds": SECONDS}
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tracking.json").write_text(
-        json.dumps({"about": about, "results": report}, indent=1) + "\n", encoding="utf-8")
     text = markdown(report, about)
-    (out / "tracking.md").write_text(text, encoding="utf-8")
+    write_page(options.out, "tracking", {"about": about, "results": report}, text)
     print(text)
     return 0
 

@@ -7,12 +7,13 @@ can be compared with the truth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.signal import butter, fftconvolve, sosfilt
+
+from training.heads import delayed
 
 #: Seconds from clap to clap.
 GAP = 0.7
@@ -41,13 +42,6 @@ class Faults:
         right = self.polarity * late * 10 ** (self.gain_db / 20)
         ears = [audio[..., 0, :], right]
         return np.stack(ears[::-1] if self.swap else ears, -2)
-
-
-def delayed(audio: np.ndarray, samples: float) -> np.ndarray:
-    """(..., N) delayed by a fraction of a sample, by a phase ramp of the whole."""
-    length = 1 << math.ceil(math.log2(audio.shape[-1] + 1024))
-    ramp = np.exp(-2j * np.pi * np.fft.rfftfreq(length) * samples)
-    return np.fft.irfft(np.fft.rfft(audio, length) * ramp, length)[..., :audio.shape[-1]]
 
 
 def clap(random: np.random.Generator, rate: float, seconds: float = CLAP_SECONDS) -> np.ndarray:

@@ -36,6 +36,7 @@ from training.train import add_run_options, run_command
 from training.tasks.luseel import LuSeeLTrainConfig
 from training.trainer import Trainer, load_train_config
 
+SPLIT = "test"  # of the recordings to test with: validation chooses the step
 OWN_SHARE = 2 / 3  # of the scenes are heard by the own head
 _COLUMNS = (("si_snri", "SI-SNRi [dB]", 1.0, 1), ("within_5", "within 5° [%]", 100.0, 0),
             ("doa_error", "MAE [°]", 1.0, 1), ("front_back", "front–back [%]", 100.0, 0),
@@ -114,11 +115,11 @@ def fitted_config(config: LuSeeLTrainConfig, model: LuSeeLConfig, model_file: Pa
 
 def measure_heads(checkpoint: Path, heads: Sequence[Head], packed: str, mixtures: int,
                device: str | None = None) -> list[dict[str, Any]]:
-    """Metrics of a checkpoint with each head on the test split: intervals by name."""
+    """Metrics of a checkpoint with each head on recordings of SPLIT: intervals by name."""
     model = load_model(checkpoint, device)
-    pool = ClipPool.load(packed, "test", device or "cpu")
+    pool = ClipPool.load(packed, SPLIT, device or "cpu")
     captions = Captions.load()
-    config = EvaluationConfig(packed=packed, split="test", mixtures=mixtures, sdr=False)
+    config = EvaluationConfig(packed=packed, split=SPLIT, mixtures=mixtures, sdr=False)
     rows = []
     for head in heads:
         if model.config.head_search.azimuths:
@@ -196,7 +197,7 @@ def finetune(head: Head, out: str | Path, config: LuSeeLTrainConfig, init: str |
     text = "\n".join([
         f"# {head.name}: {start.stem} fine-tuned", "",
         f"{trainer.best_step} steps of {config.batch_size} scenes (the best validation of "
-        f"{config.steps}); {mixtures} mixtures of 2 sounds of the test split, "
+        f"{config.steps}); {mixtures} mixtures of 2 sounds of the {SPLIT} split, "
         f"{model.window:g} s, no room, -5 to 5 dB; 95% bootstrap over recordings in brackets.",
         "", table(before, after), ""])
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -208,7 +209,7 @@ def _before(path: Path, start: Path, heads: Sequence[Head], packed: str, mixture
             device: str | None) -> list[dict[str, Any]]:
     """The test before training; kept, so that a resumed run needn't repeat it."""
     key = {"checkpoint": str(start), "bytes": start.stat().st_size, "packed": packed,
-           "split": "test", "heads": [head.name for head in heads], "mixtures": mixtures}
+           "split": SPLIT, "heads": [head.name for head in heads], "mixtures": mixtures}
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept.get("of") == key:

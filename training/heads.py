@@ -181,7 +181,7 @@ def make_head(name: str, azimuth: np.ndarray, hrir: np.ndarray, rate: float,
     hrir = interpolate(azimuth, hrir, rate, wanted + (found.azimuth_offset if calibrate else 0.0))
     if calibrate:
         hrir *= 10 ** (np.array([-0.5, 0.5]) * found.level_bias_db / 20)[:, None]
-        hrir = _delayed(hrir, np.array([0.5, -0.5]) * found.delay_bias_us * 1e-6 * rate)
+        hrir = delayed(hrir, np.array([0.5, -0.5]) * found.delay_bias_us * 1e-6 * rate)
     if not interaural_delay(hrir[90:91], SAMPLE_RATE)[0] > 0:
         raise ConfigError(f"head {name}: a sound at 90° reaches the right ear first; azimuth must "
                           "run counter-clockwise (90 = left) and the left ear come first")
@@ -200,12 +200,12 @@ def make_head(name: str, azimuth: np.ndarray, hrir: np.ndarray, rate: float,
     return Head(name, torch.from_numpy(hrir.astype(np.float32)), about)
 
 
-def _delayed(hrir: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Delay the ears of (n, 2, taps) by (2,) fractional samples."""
-    taps = hrir.shape[-1]
-    length = 1 << int(np.ceil(np.log2(2 * taps)))
-    turn = np.exp(-2j * np.pi * np.fft.rfftfreq(length) * samples[:, None])
-    return np.fft.irfft(np.fft.rfft(hrir, length) * turn, length)[..., :taps]
+def delayed(signal: np.ndarray, samples: np.ndarray | float) -> np.ndarray:
+    """(..., n) delayed by fractional samples, one delay for all or one for each of the (...)."""
+    count = signal.shape[-1]
+    length = 1 << int(np.ceil(np.log2(2 * count)))
+    turn = np.exp(-2j * np.pi * np.fft.rfftfreq(length) * np.asarray(samples)[..., None])
+    return np.fft.irfft(np.fft.rfft(signal, length) * turn, length)[..., :count]
 
 
 def read_sofa(path: str | Path) -> tuple[np.ndarray, np.ndarray, float, dict[str, str]]:
@@ -248,11 +248,7 @@ def read_sofa(path: str | Path) -> tuple[np.ndarray, np.ndarray, float, dict[str
         response, delay = response[:, ::-1], delay[:, ::-1]  # the right ear came first
     if np.any(delay):
         room = int(np.ceil(delay.max())) + 1
-        response = np.pad(response, ((0, 0), (0, 0), (0, room)))
-        length = 1 << int(np.ceil(np.log2(2 * response.shape[-1])))
-        turn = np.exp(-2j * np.pi * np.fft.rfftfreq(length) * delay[..., None])
-        response = np.fft.irfft(np.fft.rfft(response, length) * turn,
-                                length)[..., :response.shape[-1]]
+        response = delayed(np.pad(response, ((0, 0), (0, 0), (0, room))), delay)
     about = {"licence": str(getattr(sofa, "GLOBAL_License", "") or "not stated"),
              "title": str(getattr(sofa, "GLOBAL_Title", "") or Path(path).stem),
              "source": Path(path).name}

@@ -167,6 +167,15 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def write_page(folder: str | Path, name: str, report: Any, text: str) -> None:
+    """Write NAME.json and NAME.md into a folder, which is made."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(
+        json.dumps(plain(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
 def write_report(
     summary: dict[str, Any], rows: Sequence[dict[str, Any]], folder: str | Path
 ) -> list[Path]:

@@ -12,7 +12,6 @@ SI-SNRi is that of training.metrics. Writes docs/reports/lookahead.json and .md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from training.evaluation import EvaluationConfig, MixtureSet  # noqa: E402
 from training.heads import load_head  # noqa: E402
 from training.metrics import si_snr_per_ear_mean  # noqa: E402
 from training.pool import ClipPool  # noqa: E402
+from training.report import write_page  # noqa: E402
 
 LOOKAHEADS = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75)
 PARTS = (0.5, 0.25, 0.1)  # the newest seconds that are compared
@@ -157,12 +157,9 @@ def main(argv: list[str] | None = None) -> int:
                               seconds=SECONDS, seed=7)
     mixtures = MixtureSet(ClipPool.load(config.packed, "test"), load_head(args.head), config,
                           Captions.load())
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
 
     def save(report):
-        (out / "lookahead.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / "lookahead.md").write_text(markdown(report))
+        write_page(args.out, "lookahead", report, markdown(report))
 
     report = measure(load_model(args.checkpoint, "cpu"), mixtures, save=save)
     save(report)

@@ -37,9 +37,7 @@ SHARES = {"in_phase", "within_5", "within_10", "front_back", "right_source", "li
           "within_5_either", "within_5_louder", "follows_louder", "mixture_right_source",
           "gcc_within_5"}
 ROOM_WORDS = {"none": "no room", "room": "room", "noise": "room and noise"}
-
-
-SURE = ("si_snri", "within_5", "doa_error", "right_source")
+SURE = ("si_snri", "within_5", "doa_error", "right_source")  # also without doubtful labels
 HARDEST = 15  # recordings that the report names
 
 
@@ -111,8 +109,8 @@ def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int, how: B
     sources = 1 + max(row["source"] for row in present)
     wrong = [row for row in present if row["right_source"] == 0.0]
 
-    def all_of(keys) -> dict[str, Any]:
-        found = {key: interval(present, key, how) for key in keys}
+    def all_of(keys, rows=present) -> dict[str, Any]:
+        found = {key: interval(rows, key, how) for key in keys}
         return {key: value for key, value in found.items() if value}
 
     summary |= {
@@ -134,8 +132,7 @@ def summarise_cell(cell: Cell, rows: Sequence[dict[str, Any]], size: int, how: B
     sure = [row for row in present if row["recording"] not in doubtful]
     if 0 < len(sure) < len(present):
         summary["sure_labels"] = {
-            "n": len(sure), **{key: interval(sure, key, how) for key in SURE if key in sure[0]},
-            "auroc": auroc([*sure, *absent], how)}
+            "n": len(sure), **all_of(SURE, sure), "auroc": auroc([*sure, *absent], how)}
     if "held_out" in cell.asked:
         summary["wording"] = wording(rows, how)
     return summary
