@@ -209,11 +209,12 @@ def test_trust_and_choice_are_learnt_from_what_is_better(head):
             output.selection_logits = torch.full((1, 1), choice)
             terms[trust, choice] = objective.candidates(
                 network, output, torch.zeros(2, 384), sources, torch.tensor([[0, 1]]),
-                torch.tensor([[0]]))
+                torch.eye(2, dtype=torch.bool), torch.tensor([[0]]))
     assert terms[4.0, 4.0]["trust"] < 0.1 < 2 < terms[-4.0, 4.0]["trust"]
     assert terms[4.0, 4.0]["selection"] < terms[4.0, -4.0]["selection"] - 1
     absent = objective.candidates(network, output, torch.zeros(2, 384), sources,
-                                  torch.tensor([[0, 1]]), torch.tensor([[-1]]))
+                                  torch.tensor([[0, 1]]), torch.eye(2, dtype=torch.bool),
+                                  torch.tensor([[-1]]))
     assert "trust" not in absent and absent["selection"] == 0
 
 

@@ -318,6 +318,22 @@ def test_clip_tags_by_hand():
     assert value.item() == pytest.approx(expected)
 
 
+def test_which_sound_a_phrase_means_is_cross_entropy_over_the_sounds():
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+    nothing_alike = torch.eye(4, dtype=torch.bool)
+    value = losses.tagged_sound_loss(logits, torch.eye(4), nothing_alike)
+    expected = torch.nn.functional.cross_entropy(logits.T, torch.arange(4), reduction="none")
+    assert torch.allclose(value, expected, atol=1e-4)
+    half = losses.tagged_sound_loss(logits, torch.eye(4) * torch.tensor([[1.0], [1], [1], [0]]),
+                                    nothing_alike)
+    assert half[3] == 0 and torch.allclose(half[:3], expected[:3], atol=1e-4)  # still a negative
+    alike = nothing_alike.clone()
+    alike[0, 1] = alike[1, 0] = True
+    without = torch.nn.functional.cross_entropy(logits[[0, 2, 3], 0][None], torch.tensor([0]))
+    value = losses.tagged_sound_loss(logits, torch.eye(4), alike)[0]
+    assert value.item() == pytest.approx(without.item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("frequency_fastest", [True, False])
 def test_energy_shares_land_in_their_tokens(frequency_fastest):
     # A low tone in the first half, a high tone in the second: 4 bands of 2 kHz, 8 stretches.

@@ -599,10 +599,10 @@ def test_both_taggers_of_candidates_learn_by_themselves(settings, tmp_path):
                "overrides": {"window": 0.5, "head_search": {
                    "azimuths": 24, "mel_bands": 16, "tagger_channels": [8, 8],
                    "yamnet_blocks": 1}},
-               "loss": {"candidate_tags": 1.0, "selection": 1.0}}
+               "loss": {"candidate_tags": 1.0, "tagged_candidates": 1.0, "selection": 1.0}}
     trainer = Trainer(config_of(settings, **changes), tmp_path / "run")
     start = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-    trainer.train_step()
+    assert set(trainer.train_step()) == {"loss", "grad_norm", "candidate_tags", "tagged_candidates"}
     after = trainer.network.state_dict()
     moved = {k.split(".")[0] for k in after if not torch.equal(after[k], start[k])}
     assert moved == {"candidate_tagger", "candidate_yamnet"}  # and not their weights

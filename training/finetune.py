@@ -102,7 +102,8 @@ def fitted_config(config: LuSeeLTrainConfig, model: LuSeeLConfig, model_file: Pa
     if not model.tagging.width:
         loss = dataclasses.replace(loss, dense_tags=0.0, clip_tags=0.0, presence=0.0)
     if not model.head_search.azimuths:
-        loss = dataclasses.replace(loss, candidate_tags=0.0, selection=0.0, trust=0.0, masked=0.0)
+        loss = dataclasses.replace(loss, candidate_tags=0.0, tagged_candidates=0.0,
+                                   selection=0.0, trust=0.0, masked=0.0)
     if model.localization.activation == "sigmoid":
         loss = dataclasses.replace(loss, doa_kind="squared")
     data = dataclasses.replace(

@@ -13,7 +13,7 @@ from luseel_model.features import stft
 from luseel_model.luseel.network import LuSeeL, LuSeeLOutput
 from training.losses import (CompressedMagnitudeLoss, DeltaSpectrumLoss, absent_queries,
                              doa_cross_entropy, doa_squared_error, inversion, negative_si_snr,
-                             token_energy_shares)
+                             tagged_sound_loss, token_energy_shares)
 from training.tag_terms import TagWeights, tag_terms
 
 
@@ -25,9 +25,9 @@ class LossConfig(TagWeights):
     ``doa_label`` says (training/losses/doa.py), 'cross_entropy' goes with a softmax head.
     ``doa_tokens``, those of the tags, ``magnitude``, ``absent`` (level of the extraction of a sound
     that isn't there) and ``polarity`` (of each ear, which SI-SNR doesn't see) are ours; so are, for
-    a search with the head's responses, ``candidate_tags`` (their kinds), ``selection`` (which
-    candidate is meant), ``trust`` (is it better than the masked mixture) and ``masked`` (SI-SNR of
-    the latter alone).
+    a search with the head's responses, ``candidate_tags`` (a candidate's kinds), ``tagged_candidates``
+    (a kind's candidates among the batch's), ``selection`` (which candidate is meant), ``trust`` (is
+    it better than the masked mixture) and ``masked`` (SI-SNR of the latter alone).
     """
 
     si_snr: float = 1.0
@@ -40,6 +40,7 @@ class LossConfig(TagWeights):
     absent: float = 0.0
     polarity: float = 0.0
     candidate_tags: float = 0.0
+    tagged_candidates: float = 0.0
     selection: float = 0.0
     trust: float = 0.0
     masked: float = 0.0
@@ -123,8 +124,8 @@ class Objective(nn.Module):
             lambda similarity: network.presence(similarity, candidate_tags, sentences), confusable)
 
     def candidates(self, network: LuSeeL, output: LuSeeLOutput, sentences: Tensor,
-                   sources: Tensor, kind: Tensor, asked: Tensor | None = None
-                   ) -> dict[str, Tensor]:
+                   sources: Tensor, kind: Tensor, confusable: Tensor,
+                   asked: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted terms of the candidates of the search with the head's responses.
 
         A candidate's kinds are those of the sources, by their coherence with it.
@@ -133,12 +134,13 @@ class Objective(nn.Module):
             sentences: (K, E), one wording of each kind.
             sources: (B, S, C, N) all sources of the mixtures.
             kind: (B, S) index into the K kinds, -1 for one that isn't among them.
+            confusable: (K, K) bool; kinds that sound alike, and each with itself.
             asked: (B, Q) which source each query asks for, -1 for an absent one.
         """
         config, terms = self.config, {}
         found = output.candidates
-        if found is None or not (config.candidate_tags or config.selection or config.trust
-                                 or config.masked):
+        if found is None or not (config.candidate_tags or config.tagged_candidates
+                                 or config.selection or config.trust or config.masked):
             return terms
         model = network.config
         with torch.no_grad():
@@ -152,13 +154,21 @@ class Objective(nn.Module):
             share = coherence.square() * valid
             share = share / share.sum(-1, keepdim=True).clamp_min(1e-6)
             weight = (coherence * valid).amax(-1)
-        if config.candidate_tags:
+        if config.candidate_tags or config.tagged_candidates:
+            # each tagger by itself: together they learn what one of them knows already
+            similarities = torch.stack(network.candidate_similarities(output.candidate_tags,
+                                                                      sentences))      # n B 2 K
             index = kind.clamp(min=0)[:, None].expand(-1, 2, -1)
-            losses = []  # each by itself: together they learn what one of them knows already
-            for similarity in network.candidate_similarities(output.candidate_tags, sentences):
-                log = F.log_softmax(similarity, -1)                                     # B 2 K
-                losses.append(-(share * log.gather(-1, index)).sum(-1) * weight)
-            terms["candidate_tags"] = config.candidate_tags * torch.stack(losses).mean()
+            if config.candidate_tags:
+                log = F.log_softmax(similarities, -1)
+                loss = -(share * log.gather(-1, index.expand(len(log), -1, -1, -1))).sum(-1) * weight
+                terms["candidate_tags"] = config.candidate_tags * loss.mean()
+            if config.tagged_candidates:
+                of_kind = torch.zeros_like(similarities[0]).scatter_add_(
+                    -1, index, share * weight[..., None]).flatten(0, 1)
+                loss = torch.stack([tagged_sound_loss(some.flatten(0, 1), of_kind, confusable)
+                                    for some in similarities])
+                terms["tagged_candidates"] = config.tagged_candidates * loss.mean()
         if config.selection and asked is not None:
             known = asked >= 0
             of_asked = coherence.gather(2, asked.clamp(min=0)[:, None].expand(-1, 2, -1))  # B 2 Q

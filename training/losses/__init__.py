@@ -24,6 +24,7 @@ from training.losses.tags import (
     clip_tag_loss,
     dense_tag_loss,
     energy_shares,
+    tagged_sound_loss,
     token_energy_shares,
 )
 
@@ -48,5 +49,6 @@ __all__ = [
     "printed_emd",
     "si_snr",
     "spectral_mae",
+    "tagged_sound_loss",
     "token_energy_shares",
 ]

@@ -115,3 +115,25 @@ def clip_tag_loss(logits: Tensor, kind: Tensor, shares: Tensor | None = None) ->
     if shares is None:
         return -log_probability.mean(-1)
     return -(shares * log_probability).sum(-1)
+
+
+def tagged_sound_loss(logits: Tensor, share: Tensor, alike: Tensor) -> Tensor:
+    """Which sound of a batch does a phrase mean? :func:`clip_tag_loss` asks which phrase a sound is.
+
+    What is asked of a tagger is to find the one of several sounds that a phrase describes, so a
+    phrase's match must be comparable from sound to sound, not only a sound's from phrase to phrase.
+
+    Args:
+        logits: (N, K) match of N sounds with K kinds.
+        share: (N, K) how far each sound is of each kind, 0 to 1.
+        alike: (K, K) bool, kinds that sound alike, and each with itself: a sound is no negative of
+            a kind as far as it is of one alike.
+
+    Returns:
+        (N,) nats, the sum over a sound's kinds by their shares; ln N for uniform logits and a sound
+        that nothing is like.
+    """
+    logits = logits.float()
+    negative = (1 - share @ alike.to(share)).clamp(0, 1)                     # N K
+    others = torch.logsumexp(logits + torch.log(negative + 1e-6), 0)         # K
+    return (share * functional.softplus(others - logits)).sum(-1)

@@ -90,12 +90,13 @@ class LuSeeLTrainConfig(TaggedTrainConfig):
         super().check(model)
         loss = self.loss
         loss.check_tags(self.tag_steps, model.tagging.width, "tagging.width")
-        if (self.candidate_steps or loss.candidate_tags or loss.selection or loss.trust
-                or loss.masked) and not model.head_search.azimuths:
-            raise ConfigError("candidate_steps and loss.candidate_tags, selection, trust and "
-                              "masked need a model with head_search.azimuths")
-        if self.candidate_steps and not loss.candidate_tags:
-            raise ConfigError("candidate_steps need a weight in loss.candidate_tags")
+        if (self.candidate_steps or loss.candidate_tags or loss.tagged_candidates or loss.selection
+                or loss.trust or loss.masked) and not model.head_search.azimuths:
+            raise ConfigError("candidate_steps and loss.candidate_tags, tagged_candidates, "
+                              "selection, trust and masked need a model with head_search.azimuths")
+        if self.candidate_steps and not (loss.candidate_tags or loss.tagged_candidates):
+            raise ConfigError("candidate_steps need a weight in loss.candidate_tags or "
+                              "tagged_candidates")
         if self.data.ears == "left" and model.use_localization:
             raise ConfigError("data.ears 'left' leaves no direction to learn: switch "
                               "use_localization off")
@@ -194,14 +195,14 @@ class LuSeeLTask(Task):
         if step < self.config.candidate_steps:
             output = self._candidates(scene, heads, index, generator)
             return self.objective.candidates(
-                self.network, output, sentences, scene.sources, scene.kind)
+                self.network, output, sentences, scene.sources, scene.kind, self.bank.confusable)
         if step < self.config.tag_steps:
             with self.autocast():
                 encoded = self.network.encode(scene.mixture, heads, index)
             return self.objective.tags(
                 self.network, encoded.tag_tokens, sentences, scene.sources, scene.kind,
                 self.bank.confusable, encoded.candidate_tags) | self.objective.candidates(
-                self.network, encoded, sentences, scene.sources, scene.kind)
+                self.network, encoded, sentences, scene.sources, scene.kind, self.bank.confusable)
         sources, azimuth, kind = scene.sources, scene.azimuth, scene.kind
         size, count = kind.shape
         wanted = min(data.queries or count, count)
@@ -225,7 +226,8 @@ class LuSeeLTask(Task):
                 self.network, output.tag_tokens, sentences, scene.sources, scene.kind,
                 self.bank.confusable, output.candidate_tags)
             terms |= self.objective.candidates(
-                self.network, output, sentences, scene.sources, scene.kind, asked)
+                self.network, output, sentences, scene.sources, scene.kind, self.bank.confusable,
+                asked)
         return terms
 
     def _candidates(self, scene: Scene, heads, index, generator: torch.Generator) -> LuSeeLOutput:
