@@ -95,8 +95,8 @@ COMMANDS = [
 ]
 PACKAGES = ["luseel_model", "training"]
 DATA = {
-    "luseel_model": ["configs/*.yaml", "checkpoints/**/*"],
-    "training": ["*.yaml", "configs/**/*.yaml", "corpus/*.csv", "pictures/*.csv", "head_data/**/*",
+    "luseel_model": ["configs/*.yaml", "checkpoints/**/*", "head_data/*"],
+    "training": ["*.yaml", "configs/**/*.yaml", "corpus/*.csv", "pictures/*.csv",
                  "benchmark/**/*", "separation/v1/*"],
 }
 

@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 from .config import AZIMUTH_BINS as AZIMUTHS
 from .errors import ConfigError
 
+#: The head that comes with the package (head_data/ATTRIBUTION.md).
+MIT_KEMAR = Path(__file__).parent / "head_data" / "mit_kemar.safetensors"
+
 
 @dataclass
 class Head:

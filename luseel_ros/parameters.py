@@ -64,8 +64,9 @@ PARAMETERS = {
         "", "Path of a YAML file with the calibration of these microphones; empty: none",
         effect="configure"),
     "head": Parameter(
-        "", "Path of a file with the responses of these ears (made by luseel-heads of a SOFA "
-        "file); empty: those of the head that the model was trained on", effect="configure"),
+        "", "Path of a file with the responses of these ears (made by luseel calibrate --head, or "
+        "luseel-heads of a SOFA file); empty: those of the head that the model was trained on",
+        effect="configure"),
     "array": Parameter(
         "", "Path of a YAML file with the places of the microphones, or the name of a known array; "
         "empty: the array that the model was trained on. For models that hear with an array",

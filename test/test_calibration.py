@@ -6,18 +6,21 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 
 from luseel_model import cli
 from luseel_model.calibration import (Calibration, CalibrationError, Direction, analyse,
-                                      find_sounds, measure, plot_measurement)
+                                      find_sounds, measure, measure_head, plot_measurement)
 from luseel_model.errors import ConfigError, LuseelError
+from luseel_model.heads import Head
 from training import heads
 from training.claps import GAP, Faults, clap, record_claps
-from training.heads import delayed
+from training.heads import delayed, interaural_delay
 
 CROSS = (0, 90, 180, 270)
 EIGHT = tuple(range(0, 360, 45))
+TWELVE = tuple(range(0, 360, 30))
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +306,78 @@ def test_directions_are_turned():
     assert np.isnan(ears.turn_azimuth(np.array([np.nan]))).all()
 
 
+# -- the head's responses --------------------------------------------------------------------------
+
+def head_of(audio, directions, rate=16000):
+    sounds = analyse(audio, rate, directions)
+    return measure_head([(audio, rate, sounds)], measure(sounds))
+
+
+def found_directions(truth, responses):
+    """Which of the (360, 2, taps) ``responses`` differs least from each of the ``truth``, from 100
+    to 7500 Hz: every third degree, (120,)."""
+    left, right = [np.fft.rfft(hrir[::3], 1024)[..., 7:480] for hrir in (truth, responses)]
+    left, right = [x / np.sqrt(np.square(np.abs(x)).sum(1, keepdims=True)) for x in (left, right)]
+    match = np.square(np.abs(np.einsum("aef,bef->abf", left.conj(), right)))
+    return 3 * np.log(1.003 - match).mean(-1).argmin(1)
+
+
+def errors(truth, responses):
+    off = (found_directions(truth, responses) - np.arange(0, 360, 3) + 180) % 360 - 180
+    return np.abs(off)
+
+
+@pytest.fixture(scope="module")
+def robot(kemar):
+    """Another head than any that was measured: KEMAR's with its ears the other way round, so that
+    its front sounds as KEMAR's back."""
+    return kemar[(180 - np.arange(360)) % 360]
+
+
+def test_claps_tell_the_responses(robot, kemar):
+    """Front from back too, which KEMAR's responses don't; between the claps as well."""
+    assert (errors(robot, kemar) > 90).mean() > 0.4
+    twice = np.repeat(TWELVE, 2)
+    head = head_of(record(robot, twice, room=0.5, noise_db=-40), twice)
+    off = errors(robot, head.hrir.numpy())
+    assert (off <= 10).mean() > 0.8 and (off > 90).mean() < 0.1
+    assert head.hrir.square().sum(-1).mean() == pytest.approx(1)
+    delay = interaural_delay(head.hrir.numpy(), 16000) - interaural_delay(robot, 16000)
+    assert np.median(np.abs(delay)) < 20e-6
+    assert head.metadata["directions"] == "0 30 60 90 120 150 180 210 240 270 300 330"
+
+
+def test_responses_are_of_the_ears_put_right(robot):
+    """Faults and turn don't show in them: the calibration takes these away."""
+    plain = head_of(record(robot, TWELVE), TWELVE).hrir.numpy()
+    faulty = head_of(record(robot, TWELVE, swap=True, polarity=-1, delay_us=60.0, gain_db=2.0),
+                     TWELVE).hrir.numpy()
+    delay = interaural_delay(faulty, 16000) - interaural_delay(plain, 16000)
+    assert np.abs(delay).max() < 40e-6 and (errors(plain, faulty) <= 6).mean() > 0.9
+    turned = head_of(record(robot, TWELVE, turn=12.0), TWELVE).hrir.numpy()
+    assert np.median(errors(robot, turned)) <= 3 and (errors(robot, turned) <= 10).mean() > 0.8
+
+
+def test_responses_at_other_rates(robot):
+    audio = record(robot, TWELVE)
+    sounds = soxr.resample(audio.T, 16000, 48000).T
+    off = errors(head_of(audio, TWELVE).hrir.numpy(), head_of(sounds, TWELVE, 48000).hrir.numpy())
+    assert off.max() <= 3
+
+
+def test_responses_need_claps_all_around(robot):
+    with pytest.raises(CalibrationError, match="every 45° at least"):
+        head_of(record(robot, CROSS), CROSS)
+    loud = record(robot, EIGHT)
+    loud[:, int(3.2 * GAP * 16000):int(4.2 * GAP * 16000)] *= 6  # one of eight is clipped
+    with pytest.raises(CalibrationError, match="not clipped"):
+        head_of(np.clip(loud, -1, 1), EIGHT)
+    lasting = [(audio, 16000, analyse(audio, 16000, [azimuth])) for azimuth in EIGHT
+               for audio in [record(robot, [azimuth], seconds=1.5)[:, 15000:30000]]]
+    with pytest.raises(CalibrationError, match="need claps"):
+        measure_head(lasting, measure([sounds[0] for _, _, sounds in lasting]))
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 def test_file_round_trip(tmp_path):
@@ -371,6 +446,20 @@ def test_command(kemar, tmp_path, monkeypatch, capsys):
     assert each.swap and each.turn_degrees == 0 and each.delay_us == pytest.approx(40, abs=5)
 
 
+def test_command_writes_the_responses(robot, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("claps.wav", record(robot, TWELVE).T, 16000, subtype="PCM_16")
+    assert cli.main(["calibrate", "claps.wav", "--directions", *map(str, TWELVE), "--head",
+                     "ears.safetensors"]) == 0
+    assert "responses -> ears.safetensors" in capsys.readouterr().out
+    head = Head.open("ears.safetensors")
+    assert head.name == "ears" and (errors(robot, head.hrir.numpy()) <= 10).mean() > 0.8
+    soundfile.write("four.wav", record(robot, CROSS).T, 16000)
+    assert cli.main(["calibrate", "four.wav", "--directions", *map(str, CROSS), "--head",
+                     "four.safetensors", "-o", "four.yaml"]) == 2
+    assert not list(tmp_path.glob("four.*s*t*")) and not (tmp_path / "four.yaml").exists()
+
+
 @pytest.mark.parametrize("arguments, said", [
     (["in.wav"], "with its --directions"), ([], "with its --directions"),
     (["--directions", "0"], "with its --directions"),
@@ -381,6 +470,7 @@ def test_command(kemar, tmp_path, monkeypatch, capsys):
     (["in.wav", "--directions", "0", "-o", "gone/ears.yaml"], "folder of gone/ears.yaml"),
     (["in.wav", "--directions", "0", "-o", "ears.wav"], "use one of .yaml"),
     (["in.wav", "--directions", "0", "--plot", "ears.doc"], "use one of .png"),
+    (["in.wav", "--directions", "0", "--head", "ears.sofa"], "use one of .safetensors"),
 ])
 def test_mistakes_of_the_command(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)

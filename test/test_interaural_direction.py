@@ -9,12 +9,11 @@ import torch
 
 from luseel_model.angles import angular_error, estimate_azimuth, mirror_front_back
 from luseel_model.errors import ConfigError
-from luseel_model.heads import Head
+from luseel_model.heads import MIT_KEMAR, Head
 from luseel_model.interaural_direction import (front_back_doubt, head_cross_spectra,
                                                interaural_likelihood, sphere_delay)
 
 torch.set_num_threads(1)
-HEAD = Path(__file__).parents[1] / "training" / "head_data" / "mit_kemar.safetensors"
 
 
 def noise(seconds=0.5, seed=0):
@@ -76,11 +75,11 @@ def test_no_doubt_beside_an_ear():
     assert front_back_doubt(interaural_likelihood(from_sphere(90, noise()), 16000)) == 0
 
 
-@pytest.mark.skipif(not HEAD.is_file(), reason="the measured head isn't in an installed package")
+@pytest.mark.skipif(not MIT_KEMAR.is_file(), reason="the measured head isn't in an installed package")
 def test_a_measured_head_tells_front_from_back():
     """MIT KEMAR's own responses: exact, front and back apart; a sphere's delays are some degrees
     off."""
-    head = Head.open(HEAD)
+    head = Head.open(MIT_KEMAR)
     expected = head_cross_spectra(head.hrir, 16000)
     doubts = []
     for azimuth in (10, 60, 135, 170, 225, 300):

@@ -42,8 +42,9 @@ for module in ("rclpy", "luseel", "luseel_ros"):
     assert importlib.util.find_spec(module) is None, module
 model, train = (pathlib.Path(p.__file__).parent for p in (luseel_model, training))
 for folder, pattern in ((model, "configs/luseel.yaml"), (model, "checkpoints/*.safetensors"),
+                        (model, "head_data/*.safetensors"),
                         (train, "configs/debug.yaml"), (train, "captions.yaml"),
-                        (train, "corpus/*.csv"), (train, "head_data/*.safetensors")):
+                        (train, "corpus/*.csv")):
     assert list(folder.glob(pattern)), f"{folder}/{pattern}"
 extractor = luseel_model.load_model()
 print(f"imported from {sys.prefix}: model {extractor.name}, no ROS wheel among "

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import butter, fftconvolve, sosfilt
 
+from luseel_model.calibration import Measurement, Sound, analyse, measure
+from luseel_model.heads import Head
+from training import SAMPLE_RATE
 from training.heads import delayed
 
 #: Seconds from clap to clap.
@@ -90,3 +93,13 @@ def record_claps(hrir: np.ndarray, directions: Sequence[float], rate: float = 16
             out[:, begin: begin + wet.shape[1]] += wet[:, :out.shape[1] - begin]
     out = faults.apply(out * (0.4 / np.abs(out).max()), rate)
     return out + random.standard_normal(out.shape) * 0.4 * 10 ** (noise_db / 20)
+
+
+def heard_claps(head: Head, directions: Sequence[float], faults: Faults = Faults(),
+                **options) -> tuple[np.ndarray, list[Sound], Measurement]:
+    """What `luseel calibrate` makes of one simulated recording of claps: the recording, its sounds
+    and what they tell. ``options``: see :func:`record_claps`."""
+    audio = record_claps(head.hrir.numpy().astype(np.float64), directions, SAMPLE_RATE, faults,
+                         **options)
+    sounds = analyse(audio, SAMPLE_RATE, directions)
+    return audio, sounds, measure(sounds)

@@ -2,7 +2,7 @@
 
     python -m training.heads --out data/heads
 
-MIT KEMAR comes with the package (``head_data``). FABIAN and the KEMAR of TU Berlin are under
+MIT KEMAR comes with the package (``luseel_model/head_data``). FABIAN and the KEMAR of TU Berlin are under
 GPL-3+: the command above takes them from their Debian package, on the user's machine. Any SOFA file
 with a free-field head can be given by its path instead of a name.
 
@@ -28,11 +28,10 @@ import soxr
 import torch
 
 from luseel_model.errors import ConfigError
-from luseel_model.heads import AZIMUTHS, Head
+from luseel_model.heads import AZIMUTHS, MIT_KEMAR, Head
 from training import SAMPLE_RATE
 
 TAPS = 192
-PACKAGE_DATA = Path(__file__).parent / "head_data"
 DATA_FOLDER = Path("data") / "heads"
 
 #: Low-pass for the interaural delay (Hz): above it the correlation has several peaks; far below,
@@ -376,7 +375,7 @@ def load_head(name_or_path: str | Path) -> Head:
     if path.suffix == ".safetensors" and path.is_file():
         return Head.open(path)
     checkout = Path(__file__).resolve().parent.parent
-    for folder in (DATA_FOLDER, checkout / DATA_FOLDER, PACKAGE_DATA):
+    for folder in (DATA_FOLDER, checkout / DATA_FOLDER, MIT_KEMAR.parent):
         found = folder / f"{name_or_path}.safetensors"
         if found.is_file():
             return Head.open(found)

@@ -25,6 +25,8 @@ def register(commands) -> None:
                       help="instead: a recording of claps, or of a steady noise, at one direction")
     ears.add_argument("-o", "--out", default="ears.yaml", help="default: %(default)s")
     ears.add_argument("--plot", metavar="PNG", help="write a picture")
+    ears.add_argument("--head", metavar="FILE", help="write the head's responses as well, from claps "
+                      "all around, every 45° at least, 30° is better (.safetensors)")
     ears.add_argument("--straight", action="store_true",
                       help="the head does look to the front: don't measure a turn")
     ears.set_defaults(run=run)
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the file, say what was found; the exit status."""
     import soundfile
 
-    from ..calibration import analyse, measure, plot_measurement
+    from ..calibration import analyse, measure, measure_head, plot_measurement
 
     if bool(args.recording) != bool(args.directions) or not (args.recording or args.at):
         raise LuseelError("give a recording with its --directions (calibrate claps.wav "
@@ -47,22 +49,27 @@ def run(args: argparse.Namespace) -> int:
             raise LuseelError(f"--at {azimuth} {path}: the direction in degrees comes first"
                               ) from None
     for path, known in ((Path(args.out), (".yaml", ".yml")),
-                        *([(Path(args.plot), PICTURES)] if args.plot else [])):
+                        *([(Path(args.plot), PICTURES)] if args.plot else []),
+                        *([(Path(args.head), (".safetensors",))] if args.head else [])):
         if not path.parent.is_dir():
             raise LuseelError(f"the folder of {path} doesn't exist")
         if path.suffix.lower() not in known:
             raise LuseelError(f"{path}: unknown kind of file; use one of {', '.join(known)}")
-    sounds = []
+    recordings = []
     for path, azimuths in pairs:
         try:
             audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise LuseelError(f"can't read {path}: {error}") from None
-        sounds += analyse(audio.T, rate, azimuths, str(path))
-    result = measure(sounds, args.straight)
+        recordings.append((audio.T, rate, analyse(audio.T, rate, azimuths, str(path))))
+    result = measure([sound for _, _, sounds in recordings for sound in sounds], args.straight)
+    head = measure_head(recordings, result, Path(args.head).stem) if args.head else None
     result.calibration.save(args.out)
+    if head:
+        head.save(args.head)
     if args.plot:
-        plot_measurement(result, args.plot)
+        plot_measurement(result, args.plot, head)
     print("\n".join(result.verdict()))
-    print(f"calibration -> {args.out}" + (f", picture -> {args.plot}" if args.plot else ""))
+    print(f"calibration -> {args.out}" + (f", responses -> {args.head}" if args.head else "")
+          + (f", picture -> {args.plot}" if args.plot else ""))
     return 0

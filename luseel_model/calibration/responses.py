@@ -1,0 +1,142 @@
+"""A head's responses from claps all around it.
+
+What a network needs of a head (luseel/head_search.py) is how the ears differ, and in this whoever
+claps cancels out: a clap tells the ratio of the ears at its direction. A few claps tell it badly at
+low frequencies, for they are short, and where they are weak. There one head is much like another, so
+what is measured is by how much this head differs from a known one, trusted as far as the clap stands
+out of the noise, and interpolated between the claps.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+
+from ..config import AZIMUTH_BINS
+from ..heads import MIT_KEMAR, Head
+from .ears import CalibrationError
+from .measurement import Measurement
+from .sounds import Sound, direct_sound, noise_power
+
+SAMPLE_RATE = 16000  # of a Head
+WIDEST_GAP = 45.0    # degrees between neighbours
+_TAPS, _EARLIER = 192, 16  # samples; room for what an ear may hear earlier than the known head's
+_FFT = 1024
+_DIRECT, _FADE = 0.0025, 0.0015  # [s] of a clap: before the floor
+_SMOOTH = 8.0        # bins, 125 Hz: less than the window's resolution
+#: By how much heads differ, nepers or radians: so much at 0 Hz, and so much more for each kHz.
+_HEADS_DIFFER = 0.1, 0.15
+
+
+def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]],
+                 found: Measurement, name: str = "own head", known: Head | None = None) -> Head:
+    """The responses of the head that heard claps all around it, on its ears put right.
+
+    Args:
+        recordings: audio (2, N), channels as recorded, its rate in Hz, and its sounds, from
+            :func:`analyse`.
+        found: what the same sounds say of the ears; goes with the head wherever it is used.
+        name: of the head.
+        known: the head it is compared with; default: MIT KEMAR.
+
+    Returns:
+        responses whose ratio of the ears is the measured one. Both ears together are as loud as
+        the known head's: claps don't tell.
+
+    Raises:
+        CalibrationError: the directions leave too wide a gap, or a sound is no clap.
+    """
+    from ..inference import resample  # which applies calibrations itself
+
+    usable = [sound for _, _, sounds in recordings for sound in sounds if not sound.clipped]
+    _check(usable)
+    spectrum = np.fft.rfft((known or Head.open(MIT_KEMAR)).hrir.double().numpy(), _FFT)
+    ratio = _without_front(spectrum[:, 1] / spectrum[:, 0])            # directions, bins
+    claps: dict[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
+    for audio, rate, sounds in recordings:
+        ears = np.asarray(found.calibration.apply(np.asarray(audio, np.float32), rate))
+        ears = resample(ears, rate, SAMPLE_RATE)
+        for sound in sounds:
+            if not sound.clipped:
+                azimuth = round(sound.azimuth - found.calibration.turn_degrees, 3) % 360.0
+                claps.setdefault(azimuth, []).append(_spectra(ears, sound.time))
+    azimuth = np.array(sorted(claps))
+    differs = np.array([_difference(claps[here], ratio[round(here) % AZIMUTH_BINS])
+                        for here in azimuth])
+    grid = np.arange(AZIMUTH_BINS)
+    low = np.searchsorted(azimuth, grid, side="right") - 1  # -1: the last one, before the first
+    gap = np.diff(np.append(azimuth, azimuth[0] + 360.0))
+    part = (((grid - azimuth[low]) % 360.0) / gap[low])[:, None]
+    high = (low + 1) % len(azimuth)
+    level = (1 - part) * differs.real[low] + part * differs.real[high]
+    phase = np.angle((1 - part) * np.exp(1j * differs.imag[low])
+                     + part * np.exp(1j * differs.imag[high]))
+    ratio = ratio * np.exp(level + 1j * phase)
+    left = np.sqrt(np.square(np.abs(spectrum)).sum(1) / (1 + np.square(np.abs(ratio))))
+    left = left * np.exp(1j * np.angle(spectrum[:, 0]))
+    hrir = np.fft.irfft(np.stack([left, left * ratio], 1), _FFT)
+    hrir = np.roll(hrir, _EARLIER, -1)[..., :_TAPS]
+    fade = np.sin(np.linspace(0, np.pi / 2, 16)) ** 2
+    hrir[..., :16] *= fade
+    hrir[..., -16:] *= fade[::-1]
+    hrir /= np.sqrt(np.square(hrir).sum(-1).mean())
+    return Head(name, torch.from_numpy(hrir.astype(np.float32)), {
+        "source": "claps, luseel calibrate",
+        "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable}))})
+
+
+def _without_front(ratio: np.ndarray) -> np.ndarray:
+    """(360, bins) ratios of the ears of a head that sounds alike from the front and from behind: the
+    geometric mean of both. Which is which, claps alone shall tell."""
+    behind = ratio[(AZIMUTH_BINS // 2 - np.arange(AZIMUTH_BINS)) % AZIMUTH_BINS]
+    turn = np.exp(0.5j * np.angle(behind / ratio))
+    return ratio * turn * np.sqrt(np.abs(behind / ratio))
+
+
+def widest_gap(azimuth: Sequence[float]) -> float:
+    """The largest angle between neighbours around the circle, degrees."""
+    around = np.unique(np.mod(azimuth, 360.0))
+    return float(np.diff(np.append(around, around[0] + 360.0)).max())
+
+
+def _check(sounds: Sequence[Sound]) -> None:
+    if any(sound.lasting for sound in sounds):
+        raise CalibrationError("the head's responses need claps: a lasting sound is heard with the "
+                               "room's reflections")
+    if not sounds or widest_gap([sound.azimuth for sound in sounds]) > WIDEST_GAP + 0.5:
+        raise CalibrationError(
+            f"the head's responses need claps all around, every {WIDEST_GAP:g}° at least, not "
+            "clipped; every 30° is better: --directions 0 30 60 90 120 150 180 210 240 270 300 330")
+
+
+def _spectra(ears: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Powers of the ears (2, bins), their cross-spectrum (bins,) and the noise (2, bins)."""
+    begin = round(time * SAMPLE_RATE)
+    part = direct_sound(ears, SAMPLE_RATE, begin, _DIRECT, _FADE)
+    spectrum = np.fft.rfft(part, _FFT)
+    return (np.square(np.abs(spectrum)), spectrum[1] * spectrum[0].conj(),
+            noise_power(ears, SAMPLE_RATE, begin, part.shape[1], _FFT))
+
+
+def _difference(claps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], known: np.ndarray
+                ) -> np.ndarray:
+    """Log of the ratio of the ears (right by left) over a known head's (bins,): nepers, and radians
+    as imaginary part; the likeliest one, given how much heads differ and how exact the claps are."""
+    power, cross, noise = (np.sum(values, 0) for values in zip(*claps))
+    known = np.where(np.abs(known) < 1e-3, 1e-3, known)
+    scale = np.stack([np.ones_like(power[0]), np.abs(known)])
+    # taken by the known head, they differ little from bin to bin; where a clap has a gap its
+    # neighbours tell
+    power, noise = (gaussian_filter1d(value / np.square(scale), _SMOOTH, axis=-1)
+                    for value in (power, noise))
+    cross = gaussian_filter1d(cross / known, _SMOOTH)
+    sound = np.maximum(power - noise, 0.1 * power) + 1e-30
+    level, phase = 0.5 * np.log(sound[1] / sound[0]), np.angle(cross)
+    hertz = np.maximum(np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE), 1.0)
+    periods = hertz * (_DIRECT + _FADE / 2)  # in the window
+    errs = (0.5 * (noise / sound).sum(0) + np.square(1 / periods)) / len(claps)
+    differ = np.square(_HEADS_DIFFER[0] + _HEADS_DIFFER[1] * hertz / 1000)
+    return differ / (differ + errs) * (level + 1j * phase)
