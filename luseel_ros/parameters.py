@@ -82,8 +82,8 @@ PARAMETERS = {
         0.0, "Seconds between two runs of the model, which are between two events; 0: that of the "
         "profile", (0.0, 10.0)),
     "precision": Parameter(
-        "", "Arithmetic of the model: float32, bfloat16, or auto (bfloat16 where the processor has "
-        "it); empty: that of the profile", choices=("", *PRECISIONS)),
+        "", "Arithmetic of the model: float32, bfloat16, or auto (bfloat16 where the processor is "
+        "faster in it); empty: that of the profile", choices=("", *PRECISIONS)),
     "buffer_seconds": Parameter(
         4.0, "Seconds of audio that may wait for the model; the oldest beyond that are dropped",
         (0.2, 120.0), "stream"),

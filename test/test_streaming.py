@@ -475,12 +475,18 @@ def test_precision_is_that_of_the_profile(monkeypatch):
     assert seen == ["float32", "bfloat16", fast_precision("cpu")]
 
 
-def test_bfloat16_where_the_processor_has_it(monkeypatch):
+def test_bfloat16_where_the_processor_has_it_and_is_faster(monkeypatch):
+    took = {"bfloat16": 1.0, "float32": 2.0}
+    monkeypatch.setattr("luseel_model.streaming._seconds", took.get)
     for text, expected in (("flags : fpu avx2 avx512f avx512_bf16 sse4\n", "bfloat16"),
                            ("Features : fp asimd bf16 i8mm\n", "bfloat16"),
                            ("flags : fpu avx2 avx512f\nmodel name : bf16\n", "float32")):
         fast_precision.cache_clear()
         monkeypatch.setattr("luseel_model.streaming.Path.read_text", lambda self: text)
+        assert fast_precision("cpu") == expected
+    monkeypatch.setattr("luseel_model.streaming.Path.read_text", lambda self: "flags : amx_bf16\n")
+    for took["bfloat16"], expected in ((1.0, "bfloat16"), (3.0, "float32")):
+        fast_precision.cache_clear()
         assert fast_precision("cpu") == expected
     fast_precision.cache_clear()
     assert fast_precision("mps") == "float32"
