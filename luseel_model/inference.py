@@ -412,8 +412,8 @@ def load_model(name_or_path: str | Path | None = None,
             a .safetensors file.
         device: 'cpu', 'cuda', ...; None takes CUDA where there is one.
         calibration: of the ears, or the YAML file that ``luseel calibrate`` wrote.
-        head: responses of the ears, or the file that ``python -m training.heads`` made of a SOFA
-            file; None: those of the head the checkpoint was trained on.
+        head: responses of the ears, or the file that ``luseel calibrate --head`` made of claps,
+            or ``luseel-heads`` of a SOFA file; None: those of the head the checkpoint was trained on.
     Raises:
         CheckpointError: missing, truncated or foreign file.
         ConfigError: the calibration or the head can't be used.

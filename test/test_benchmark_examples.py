@@ -49,7 +49,8 @@ def test_writes_sounds_picture_and_page(tmp_path):
         "name,source,licence\na/1.ogg,one,CC-BY-4.0\nb/2.ogg,two,GPL-2\n")
     files = write_examples(
         SimpleNamespace(extract=extract, set_head=given.append), [Scenes()],
-        {"cell": [row(3, 0, 4.0), row(3, 1, 6.0)]}, read_licences(tmp_path), tmp_path / "out", True)
+        {"cell": [row(3, 0, 4.0), row(3, 1, 6.0)]}, read_licences(tmp_path), tmp_path / "out",
+        "measured")
     assert given == ["ears"]
     assert {f.name for f in files} == {
         "README.md", "cell.jpg", "cell_mixture.ogg", "cell_1_extracted.ogg", "cell_1_true.ogg",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from luseel_model import load_model  # noqa: E402
-from luseel_model.calibration import Calibration, analyse, measure  # noqa: E402
+from luseel_model import Extractor, load_model  # noqa: E402
+from luseel_model.calibration import Calibration, measure_head  # noqa: E402
 from luseel_model.errors import LuseelError  # noqa: E402
 from training import SAMPLE_RATE  # noqa: E402
 from training.benchmark.catalogue import Catalogue, load_catalogue  # noqa: E402
 from training.benchmark.render import Renderer  # noqa: E402
 from training.benchmark.report import METRICS, Bootstrap, figure  # noqa: E402
 from training.benchmark.run import listen  # noqa: E402
-from training.claps import Faults, record_claps  # noqa: E402
+from training.claps import Faults, heard_claps  # noqa: E402
 from training.evaluation import interval  # noqa: E402
 from training.heads import Head, fetch_head, load_head  # noqa: E402
 from training.metrics import mixture_metrics  # noqa: E402
@@ -49,16 +50,22 @@ DIRECTIONS = {"0 90 180 270": CROSS, "eight, every 45°": tuple(range(0, 360, 45
 FAULTS = {"as packaged": Faults(),
           "as packaged, right channel 60 µs late, 3 dB louder": Faults(delay_us=60.0, gain_db=3.0),
           "as packaged, ears swapped": Faults(swap=True)}
+AROUND = {"8 claps": tuple(range(0, 360, 45)), "12 claps": tuple(range(0, 360, 30)),
+          "36 claps": tuple(np.repeat(range(0, 360, 30), 3).tolist())}
+ALL_FAULTS = "12 claps"
+BROUGHT = "the checkpoint's"
 COLUMNS = ("within_5", "doa_error", "front_back", "si_snri", "right_source")
 
 
-def claps_of(head: Head, directions, faults: Faults, turn: float = 0.0, room: float = ROOM,
-             seed: int = 3) -> Calibration:
-    """The calibration that one simulated recording of claps gives."""
-    hrir = head.hrir.numpy().astype(np.float64)
-    audio = record_claps(hrir, directions, SAMPLE_RATE, faults, turn=turn, noise_db=CLAPS_NOISE_DB,
-                         room=room, seed=seed)
-    return measure(analyse(audio, SAMPLE_RATE, directions)).calibration
+def calibrated(head: Head, directions, faults: Faults, turn: float = 0.0, room: float = ROOM,
+               seed: int = 3) -> tuple[Calibration, Head | None]:
+    """The calibration that one simulated recording of claps gives, and where they are close enough
+    the responses."""
+    audio, sounds, found = heard_claps(head, directions, faults, turn=turn, room=room, seed=seed,
+                                       noise_db=CLAPS_NOISE_DB)
+    around = len(set(directions)) >= 8
+    return found.calibration, measure_head([(audio, SAMPLE_RATE, sounds)],
+                                           found) if around else None
 
 
 def exactness(heads: Sequence[Head]) -> list[dict]:
@@ -67,7 +74,7 @@ def exactness(heads: Sequence[Head]) -> list[dict]:
     for words, directions in DIRECTIONS.items():
         turn = EXACT_TURN if 0 in directions else 0.0  # without a front none can be told
         for head in heads:
-            found = [claps_of(head, directions, EXACT, turn, room, seed)
+            found = [calibrated(head, directions, EXACT, turn, room, seed)[0]
                      for room in (0.0, ROOM) for seed in range(RECORDINGS)]
             if not all(ears.swap for ears in found):
                 raise SystemExit(f"{head.name}, {words}: swapped ears were not noticed")
@@ -104,35 +111,46 @@ def hear(model, renderer: Renderer, mixtures: int, faults: Faults, calibration: 
     return rows
 
 
-def gains(model, catalogue: Catalogue, put_right: Head, packed: str, mixtures: int) -> list[dict]:
+def gains(load: Callable[[], Extractor], catalogue: Catalogue, put_right: Head, packed: str,
+          mixtures: int) -> list[dict]:
     """Figures of each condition.
 
     Args:
+        load: gives the model with the responses it brings.
         put_right: the head, calibrated by its full responses.
     """
     cell = replace(catalogue.cells["fabian-2-none"], head=put_right.name)
     pool = ClipPool.load(packed, "test")
     packaged, whole = (Renderer(catalogue, cell, pool, head) for head in (
         fetch_head(put_right.name, calibrate=False), put_right))
-    conditions = [(words, how, packaged, faults,
-                   claps_of(packaged.head, CROSS, faults) if how == "claps" else Calibration())
-                  for words, faults in FAULTS.items() for how in ("none", "claps")]
-    conditions.append(("put right by its full responses", "none needed", whole, Faults(),
-                       Calibration()))
+    results = []
 
-    def figures(responses: str, chosen) -> list[dict]:
-        results = []
-        for words, how, renderer, faults, found in chosen:
-            rows = hear(model, renderer, mixtures, faults, found, f"{words}; {how}")
-            results.append({"ears": words, "calibration": how, "responses": responses,
-                            "found": {key: getattr(found, key) for key in (
-                                "swap", "polarity", "delay_us", "gain_db", "turn_degrees")},
-                            **{key: interval(rows, key, Bootstrap()) for key in COLUMNS}})
-        return results
+    def add(ears: str, calibration: str, responses: str, renderer: Renderer, faults: Faults,
+            found: Calibration, head: Head | None) -> None:
+        model = load()
+        if head:
+            model.set_head(head)
+        rows = hear(model, renderer, mixtures, faults, found, f"{ears}; {calibration}; {responses}")
+        results.append({"ears": ears, "calibration": calibration, "responses": responses,
+                        "found": {key: getattr(found, key) for key in (
+                            "swap", "polarity", "delay_us", "gain_db", "turn_degrees")},
+                        **{key: interval(rows, key, Bootstrap()) for key in COLUMNS}})
 
-    results = figures("the checkpoint's", conditions)
-    model.set_head(put_right)
-    return results + figures("its own", [conditions[1], conditions[-1]])
+    for ears, faults in FAULTS.items():
+        add(ears, "none", BROUGHT, packaged, faults, Calibration(), None)
+        add(ears, "4 claps", BROUGHT, packaged, faults,
+            calibrated(packaged.head, CROSS, faults)[0], None)
+    for words, directions in AROUND.items():
+        for ears, faults in FAULTS.items():
+            if faults == Faults() or words == ALL_FAULTS:
+                add(ears, words, "by these claps", packaged, faults,
+                    *calibrated(packaged.head, directions, faults))
+    add("as packaged", "4 claps", "all measured", packaged, Faults(),
+        calibrated(packaged.head, CROSS, Faults())[0], put_right)
+    right = "put right by its full responses"
+    add(right, "none needed", BROUGHT, whole, Faults(), Calibration(), None)
+    add(right, "none needed", "all measured", whole, Faults(), Calibration(), put_right)
+    return results
 
 
 def markdown(report: dict) -> str:
@@ -164,7 +182,9 @@ def markdown(report: dict) -> str:
         f"responses turned {report['packaged']['azimuth_offset']:.1f}° to the left, left ear "
         f"{report['packaged']['delay_bias_us']:.0f} µs early and "
         f"{report['packaged']['level_bias_db']:.1f} dB louder), with faults on top, and after a "
-        f"calibration by four claps in the mild room. The first {about['mixtures']} mixtures of "
+        "calibration by claps in the mild room: one in front, left, behind and right; one every 45° "
+        "or 30°, which tell the responses as well; three every 30°. The first "
+        f"{about['mixtures']} mixtures of "
         f"{about['cell']} of benchmark {about['benchmark']} (two test recordings, 10 s, no room, "
         "−5 to 5 dB), each asked for both sounds by label; 95% bootstrap over recordings in "
         "brackets.", "",
@@ -191,12 +211,13 @@ def main() -> int:
         parser.error(f"--mixtures must be 1 to {len(catalogue.scenes['two'])}")
     try:
         head = load_head(options.head)
-        model = load_model(options.checkpoint)
+        name = load_model(options.checkpoint).name
         found = exactness([head, load_head("mit_kemar")])
-        results = gains(model, catalogue, head, options.packed, options.mixtures)
+        results = gains(partial(load_model, options.checkpoint), catalogue, head, options.packed,
+                        options.mixtures)
     except LuseelError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    report = {"about": {"mixtures": options.mixtures, "head": options.head, "model": model.name,
+    report = {"about": {"mixtures": options.mixtures, "head": options.head, "model": name,
                         "cell": f"{options.head}-2-none", "benchmark": catalogue.version},
               "exactness": found, "packaged": json.loads(head.metadata["calibration"]),
               "gains": results}

@@ -33,7 +33,7 @@ from training.benchmark.catalogue import (
 from training.benchmark.examples import read_licences, write_examples
 from training.benchmark.render import Renderer, check_rooms
 from training.benchmark.report import markdown, summarise, write_report
-from training.benchmark.run import Results, run_cell
+from training.benchmark.run import GIVEN_HEADS, Results, run_cell, tell_head
 from training.captions import Captions
 from training.corpus.pack import file_sha256
 from training.heads import KNOWN, Head, load_head, prepare_heads
@@ -140,13 +140,13 @@ def evaluate(options: argparse.Namespace) -> None:
                for words, kind in phrases.items())
     about = {"model": name, "model_sha256": file_sha256(path), "catalogue_sha256": catalogue.sha256,
              "window": float(model.window), "hop": hop, "sdr": options.sdr,
-             "give_head": options.give_head, "missing": len(found.missing),
+             "give_head": options.give_head or False, "missing": len(found.missing),
              "altered": len(found.altered)}
     results = Results(folder, about)
     try:
         for renderer in _renderers(catalogue, cells, pool, options.rooms):
             if options.give_head:
-                model.set_head(renderer.head)
+                tell_head(model, renderer.head, options.give_head)
             run_cell(model, catalogue, renderer, results, options.mixtures, hop, options.sdr)
             # Cells of earlier commands belong to the report, too.
             rows = {cell: results.rows(cell) for cell in catalogue.cells}
@@ -280,8 +280,10 @@ def main(arguments: list[str] | None = None) -> int:
                       "report says so")
     part.add_argument("--hop", type=float, help="seconds between windows (default: half a window)")
     part.add_argument("--sdr", action="store_true", help="SDR as well: much slower")
-    part.add_argument("--give-head", action="store_true", help="tell the model the responses of "
-                      "each cell's head (models that use them; the others refuse)")
+    part.add_argument("--give-head", nargs="?", const="measured", choices=GIVEN_HEADS,
+                      help="tell the model the responses of each cell's head (models that use them; "
+                      "the others refuse), all as measured, or as `luseel calibrate --head` finds "
+                      "them from one clap every 30° in a mild room")
     part.add_argument("--allow-missing", action="store_true", help="leave out mixtures whose "
                       "recordings aren't here")
     part.add_argument("--device", help="cpu, cuda, ...")

@@ -17,6 +17,7 @@ from luseel_model.errors import ConfigError
 from luseel_model.plotting import plot_extractions
 from training import SAMPLE_RATE
 from training.benchmark.render import BenchmarkMixture, Renderer
+from training.benchmark.run import tell_head
 
 FULL_SCALE = 0.7  # of the mixture's peak in the files
 
@@ -56,14 +57,14 @@ def _describe(mixture: BenchmarkMixture) -> str:
 
 def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[dict[str, Any]]],
                    licences: dict[str, tuple[str, str]], out: str | Path,
-                   give_head: bool = False) -> list[Path]:
+                   give_head: str | None = None) -> list[Path]:
     """Write each cell's example: Ogg Vorbis files, a picture, and ``README.md`` about all.
 
     Args:
         model: a luseel_model Extractor.
         rows: of a run of this model, by cell.
         licences: see :func:`read_licences`.
-        give_head: tell the model the responses of each cell's head, as in the run.
+        give_head: how to tell the model the responses of each cell's head, as in the run.
 
     Returns:
         the files.
@@ -73,7 +74,7 @@ def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[di
     files, text = [], []
     for renderer in tqdm(list(renderers), desc="examples", unit="cell"):
         if give_head:
-            model.set_head(renderer.head)
+            tell_head(model, renderer.head, give_head)
         cell = renderer.cell.name
         mixture = renderer[median_mixture(rows[cell])]
         found = model.extract(mixture.audio, SAMPLE_RATE, mixture.kind, progress=False)

@@ -218,7 +218,9 @@ def conditions(summary: dict[str, Any]) -> str:
            "cross-fading")
         + f". In brackets: {summary['confidence_interval']}."]
     if summary.get("give_head"):
-        parts.append("The model was told the responses of each cell's head.")
+        parts.append("The model was told the responses of each cell's head" + (
+            ", as `luseel calibrate --head` finds them from one clap every 30° in a mild room."
+            if summary["give_head"] == "claps" else "."))
     short = [cell for cell in summary["cells"] if cell["mixtures"] < cell["of"]]
     if short:
         parts.append("**Part of the benchmark only** (the first mixtures of a cell: "

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from luseel_model.angles import angular_error
+from luseel_model.calibration import Calibration, measure_head
 from luseel_model.errors import ConfigError
 from luseel_model.recording import WindowJoiner, window_starts
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import Catalogue, Cell
 from training.benchmark.render import BenchmarkMixture, Renderer
+from training.claps import heard_claps
 from training.evaluation import gcc_direction
 from training.heads import Head, interaural_delay
 from training.metrics import (
@@ -37,6 +39,9 @@ from training.metrics import (
     si_snr_per_ear_mean,
 )
 
+#: What a model can be told of a cell's head, and where the claps are, one each.
+GIVEN_HEADS = ("measured", "claps")
+CLAPS = tuple(range(0, 360, 30))
 #: A sound counts as active in a window where its energy is at least this share of its mean.
 ACTIVE = 0.01
 
@@ -60,6 +65,20 @@ class Heard:
     window_audio: Tensor
     window_azimuth: np.ndarray
     window_confidence: np.ndarray
+
+
+def tell_head(model, head: Head, how: str) -> None:
+    """Tell a model the responses of the head it will hear with.
+
+    Args:
+        how: one of :data:`GIVEN_HEADS`: all as they were measured, or what `luseel calibrate --head`
+            finds of them from claps in a mild room (its ears are put right already).
+    """
+    if how == "claps":
+        audio, sounds, found = heard_claps(head, CLAPS, room=0.5, noise_db=-40.0)
+        head = measure_head([(audio, SAMPLE_RATE, sounds)],
+                            replace(found, calibration=Calibration()), head.name)
+    model.set_head(head)
 
 
 def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None = None,
