@@ -1,16 +1,18 @@
 """A head: its horizontal impulse responses, as the simulation uses them and a network that
-searches with them (head_search.py). ``python -m training.heads`` makes the files from SOFA.
+searches with them (head_search.py). Files are made by ``luseel calibrate --head`` of
+claps and by ``luseel-heads`` of SOFA.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .config import AZIMUTH_BINS as AZIMUTHS
@@ -28,7 +30,8 @@ class Head:
         name: its name.
         hrir: (360, 2 ears [left, right], taps) float32 at 16 kHz; row i is azimuth i degrees,
             counter-clockwise from the front, 90 left. Mean energy over directions and ears is 1.
-        metadata: licence, source, attribution, calibration (JSON), as strings.
+        metadata: as strings, where known: licence, source, attribution; calibration (JSON) of measured
+            heads; directions of claps.
     """
 
     name: str
@@ -76,14 +79,23 @@ class Head:
         return Head(f"{self.name}*{scale:.3f}", hrir, dict(self.metadata))
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file atomically."""
+        """Write a safetensors file atomically.
+
+        Raises:
+            ConfigError: it can't be written.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
-        save_file({"hrir": self.hrir.float().cpu().contiguous()}, str(temporary),
-                  {"format": "luseel-head-1", "name": self.name, **self.metadata})
-        temporary.chmod(0o644)  # safetensors writes 0600, of no use to others once installed
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"hrir": self.hrir.float().cpu().contiguous()}, str(temporary),
+                      {"format": "luseel-head-1", "name": self.name, **self.metadata})
+            temporary.chmod(0o644)  # safetensors writes 0600, of no use to others once installed
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise ConfigError(f"can't write {path}: {error}") from None
 
     @classmethod
     def open(cls, path: str | Path) -> "Head":
@@ -97,7 +109,7 @@ class Head:
                 metadata = dict(file.metadata() or {})
                 hrir = file.get_tensor("hrir")
         except Exception as error:  # safetensors raises its own classes and OSError alike
-            raise ConfigError(f"{path} is not a head made by training.heads: {error}") from None
+            raise ConfigError(f"{path} is not a head made by luseel calibrate or luseel-heads: {error}") from None
         if metadata.pop("format", "") != "luseel-head-1":
-            raise ConfigError(f"{path} is not a head made by training.heads")
+            raise ConfigError(f"{path} is not a head made by luseel calibrate or luseel-heads")
         return cls(metadata.pop("name", Path(path).stem), hrir, metadata)

@@ -173,7 +173,7 @@ class Extractor(ABC):
         network: with its ``config``, on its device.
         name: shown to users.
         info: what the checkpoint says about its training.
-        calibration: puts the ears right before the network hears them (calibration.py).
+        calibration: puts the ears right before the network hears them (luseel_model.calibration).
     """
 
     def __init__(self, network: nn.Module, name: str = "", info: dict | None = None,

@@ -95,7 +95,8 @@ def fast_precision(device: str) -> str:
     """"bfloat16" where a processor ("cpu", "cuda") is faster in it, else "float32".
 
     A CPU that has the instructions is tried, once in a process, some tenths of a second long: one
-    with fast matrix units saves a third, another loses as much on the conversions.
+    with fast matrix units saves a third, another loses as much on the conversions. bfloat16 has to
+    be faster by a tenth, so that chance doesn't decide.
     """
     fast = False
     if device == "cuda":
@@ -107,15 +108,16 @@ def fast_precision(device: str) -> str:
             words = {word for line in lines if line.startswith(("flags", "Features"))
                      for word in line.split()}
             fast = bool(words & {"avx512_bf16", "amx_bf16", "bf16"}) and (
-                _seconds("bfloat16") < _seconds("float32"))
+                _seconds("bfloat16") < 0.9 * _seconds("float32"))
     return "bfloat16" if fast else "float32"
 
 
 def _seconds(precision: str) -> float:
     """How long a CPU takes for what the models are made of, a convolution and a transformer layer:
     the shortest of five."""
-    convolution = torch.nn.Conv2d(64, 64, 3, padding=1)
-    layer = torch.nn.TransformerEncoderLayer(192, 4, 384, batch_first=True).eval()
+    with torch.random.fork_rng(devices=[]):  # first weights are random numbers
+        convolution = torch.nn.Conv2d(64, 64, 3, padding=1)
+        layer = torch.nn.TransformerEncoderLayer(192, 4, 384, batch_first=True).eval()
     image, tokens = torch.zeros(1, 64, 64, 63), torch.zeros(1, 252, 192)
     shortest = math.inf
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, precision == "bfloat16"):

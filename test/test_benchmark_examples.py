@@ -1,4 +1,4 @@
-"""Examples to hear and to see."""
+"""Examples to hear and to see, and what a model is told of the head it hears with."""
 
 from types import SimpleNamespace
 
@@ -10,6 +10,8 @@ from luseel_model import Extraction
 from luseel_model.errors import ConfigError
 from training.benchmark.examples import median_mixture, read_licences, write_examples
 from training.benchmark.render import BenchmarkMixture
+from training.benchmark.run import tell_head
+from training.heads import interaural_delay, load_head
 
 
 def row(mixture, source, gain, asked="label"):
@@ -60,3 +62,12 @@ def test_writes_sounds_picture_and_page(tmp_path):
     assert 0.5 < np.abs(audio).max() <= 1  # the scale fits the mixture, not full scale 1
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| dog barking |" in text and "CC-BY-4.0" in text and "| 6.0 | 200 | 12 |" in text
+
+
+def test_a_head_told_by_claps():
+    head, given = load_head("mit_kemar"), []
+    tell_head(SimpleNamespace(set_head=given.append), head, "claps")
+    told, = given
+    assert told.metadata["source"].startswith("claps") and told.name == "mit_kemar"
+    delay = interaural_delay(told.hrir.numpy(), 16000) - interaural_delay(head.hrir.numpy(), 16000)
+    assert 0 < np.median(np.abs(delay)) < 20e-6

@@ -78,6 +78,23 @@ def test_in_a_mild_room_with_noise(kemar):
     assert ears.turn_degrees == pytest.approx(5, abs=1)
 
 
+def test_one_clap_from_elsewhere_counts_little(kemar):
+    made = [30 if a == 120 else a for a in TWELVE]
+    found = calibrate(record(kemar, made, delay_us=40.0), TWELVE)
+    assert found.calibration.delay_us == pytest.approx(40, abs=5)
+    assert found.calibration.turn_degrees == pytest.approx(0, abs=1)
+    assert any(note.startswith("the sound at 120°") for note in found.notes)
+
+
+@pytest.mark.parametrize("directions", [CROSS, EIGHT, TWELVE])
+def test_a_small_head_is_told_from_swapped_ears(kemar, directions):
+    """As narrow as a small humanoid's, 9 cm: the far ear never hears first."""
+    small = Head("small", torch.from_numpy(kemar).float()).warped(0.55).hrir.double().numpy()
+    for swap in (False, True):
+        ears = calibrate(record(small, directions, swap=swap, delay_us=30.0), directions).calibration
+        assert ears.swap == swap and ears.delay_us == pytest.approx(30, abs=6)
+
+
 def test_a_steady_noise_at_each_direction(kemar):
     sounds = []
     for azimuth in CROSS:  # begins and ends within the noise: no onset to be found
@@ -347,6 +364,14 @@ def test_claps_tell_the_responses(robot, kemar):
     assert head.metadata["directions"] == "0 30 60 90 120 150 180 210 240 270 300 330"
 
 
+@pytest.mark.parametrize("size", [0.6, 1.3])
+def test_responses_of_small_and_large_heads(robot, size):
+    """Their delays differ from the known head's by up to 280 µs: compared at its own size."""
+    head = Head("robot", torch.from_numpy(robot).float()).warped(size).hrir.double().numpy()
+    off = errors(head, head_of(record(head, TWELVE, room=0.5, noise_db=-40), TWELVE).hrir.numpy())
+    assert (off <= 6).mean() > 0.7 and (off > 90).mean() < 0.12
+
+
 def test_responses_are_of_the_ears_put_right(robot):
     """Faults and turn don't show in them: the calibration takes these away."""
     plain = head_of(record(robot, TWELVE), TWELVE).hrir.numpy()
@@ -372,9 +397,11 @@ def test_responses_need_claps_all_around(robot):
     loud[:, int(3.2 * GAP * 16000):int(4.2 * GAP * 16000)] *= 6  # one of eight is clipped
     with pytest.raises(CalibrationError, match="not clipped"):
         head_of(np.clip(loud, -1, 1), EIGHT)
+    with pytest.raises(CalibrationError, match="such at no direction"):
+        measure_head([], calibrate(record(robot, EIGHT), EIGHT))
     lasting = [(audio, 16000, analyse(audio, 16000, [azimuth])) for azimuth in EIGHT
                for audio in [record(robot, [azimuth], seconds=1.5)[:, 15000:30000]]]
-    with pytest.raises(CalibrationError, match="need claps"):
+    with pytest.raises(CalibrationError, match="such at no direction"):
         measure_head(lasting, measure([sounds[0] for _, _, sounds in lasting]))
 
 
@@ -450,10 +477,19 @@ def test_command_writes_the_responses(robot, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     soundfile.write("claps.wav", record(robot, TWELVE).T, 16000, subtype="PCM_16")
     assert cli.main(["calibrate", "claps.wav", "--directions", *map(str, TWELVE), "--head",
-                     "ears.safetensors"]) == 0
+                     "ears.safetensors", "--plot", "ears.png"]) == 0
     assert "responses -> ears.safetensors" in capsys.readouterr().out
     head = Head.open("ears.safetensors")
     assert head.name == "ears" and (errors(robot, head.hrir.numpy()) <= 10).mean() > 0.8
+    from matplotlib import image
+    panels = image.imread("ears.png")
+    assert panels.shape[0] > 1000 and panels[-300:].std() > 0.1  # the third shows the responses
+    assert "Gardner" in head.metadata["attribution"]  # of the head it is compared with
+    (tmp_path / "folder.safetensors").mkdir()
+    assert cli.main(["calibrate", "claps.wav", "--directions", *map(str, TWELVE), "--head",
+                     "folder.safetensors", "-o", "other.yaml"]) == 2
+    assert "can't write folder.safetensors" in capsys.readouterr().err
+    assert not list(tmp_path.glob("other*")) and not list(tmp_path.glob("*.part"))
     soundfile.write("four.wav", record(robot, CROSS).T, 16000)
     assert cli.main(["calibrate", "four.wav", "--directions", *map(str, CROSS), "--head",
                      "four.safetensors", "-o", "four.yaml"]) == 2

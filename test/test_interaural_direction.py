@@ -1,7 +1,6 @@
 """Bearings from two ears: a sphere's delays, a head's responses, silence, noise, doubt."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,7 +74,6 @@ def test_no_doubt_beside_an_ear():
     assert front_back_doubt(interaural_likelihood(from_sphere(90, noise()), 16000)) == 0
 
 
-@pytest.mark.skipif(not MIT_KEMAR.is_file(), reason="the measured head isn't in an installed package")
 def test_a_measured_head_tells_front_from_back():
     """MIT KEMAR's own responses: exact, front and back apart; a sphere's delays are some degrees
     off."""

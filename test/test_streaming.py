@@ -12,7 +12,7 @@ from model_fixtures import changed, make_network, minilm
 from luseel_model.errors import AudioError, ConfigError, LuseelError, QueryError
 from luseel_model.luseel import LuSeeLExtractor
 from luseel_model.streaming import (
-    PROFILES, ExtractionStream, Profile, fast_precision, is_out_of_memory, resampling_delay)
+    PROFILES, ExtractionStream, Profile, _seconds, fast_precision, is_out_of_memory, resampling_delay)
 
 RATE = 16000
 
@@ -490,6 +490,14 @@ def test_bfloat16_where_the_processor_has_it_and_is_faster(monkeypatch):
         assert fast_precision("cpu") == expected
     fast_precision.cache_clear()
     assert fast_precision("mps") == "float32"
+
+
+def test_the_trial_of_precisions_leaves_random_numbers_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert all(0 < _seconds(precision) < 5 for precision in ("float32", "bfloat16"))
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -32,7 +32,7 @@ from training.benchmark.catalogue import Catalogue, load_catalogue  # noqa: E402
 from training.benchmark.render import Renderer  # noqa: E402
 from training.benchmark.report import METRICS, Bootstrap, figure  # noqa: E402
 from training.benchmark.run import listen  # noqa: E402
-from training.claps import Faults, heard_claps  # noqa: E402
+from training.claps import AROUND, NOISE_DB, ROOM, Faults, heard_claps  # noqa: E402
 from training.evaluation import interval  # noqa: E402
 from training.heads import Head, fetch_head, load_head  # noqa: E402
 from training.metrics import mixture_metrics  # noqa: E402
@@ -43,29 +43,23 @@ CROSS = (0, 90, 180, 270)
 EXACT = Faults(swap=True, delay_us=50.0, gain_db=2.0)
 EXACT_TURN = 4.0
 RECORDINGS = 4
-CLAPS_NOISE_DB = -40.0
-ROOM = 0.5
 DIRECTIONS = {"0 90 180 270": CROSS, "eight, every 45°": tuple(range(0, 360, 45)),
               "0 90 270": (0, 90, 270), "90 270": (90, 270)}
 FAULTS = {"as packaged": Faults(),
           "as packaged, right channel 60 µs late, 3 dB louder": Faults(delay_us=60.0, gain_db=3.0),
           "as packaged, ears swapped": Faults(swap=True)}
-AROUND = {"8 claps": tuple(range(0, 360, 45)), "12 claps": tuple(range(0, 360, 30)),
-          "36 claps": tuple(np.repeat(range(0, 360, 30), 3).tolist())}
-ALL_FAULTS = "12 claps"
+ALL_AROUND = {"8 claps": tuple(range(0, 360, 45)), "12 claps": AROUND,
+              "36 claps": tuple(np.repeat(AROUND, 3).tolist())}
 BROUGHT = "the checkpoint's"
 COLUMNS = ("within_5", "doa_error", "front_back", "si_snri", "right_source")
 
 
-def calibrated(head: Head, directions, faults: Faults, turn: float = 0.0, room: float = ROOM,
-               seed: int = 3) -> tuple[Calibration, Head | None]:
-    """The calibration that one simulated recording of claps gives, and where they are close enough
-    the responses."""
-    audio, sounds, found = heard_claps(head, directions, faults, turn=turn, room=room, seed=seed,
-                                       noise_db=CLAPS_NOISE_DB)
-    around = len(set(directions)) >= 8
+def calibrated(head: Head, directions, faults: Faults, responses: bool = False
+               ) -> tuple[Calibration, Head | None]:
+    """The calibration that one simulated recording of claps gives, and the responses, if wanted."""
+    audio, sounds, found = heard_claps(head, directions, faults)
     return found.calibration, measure_head([(audio, SAMPLE_RATE, sounds)],
-                                           found) if around else None
+                                           found) if responses else None
 
 
 def exactness(heads: Sequence[Head]) -> list[dict]:
@@ -74,8 +68,8 @@ def exactness(heads: Sequence[Head]) -> list[dict]:
     for words, directions in DIRECTIONS.items():
         turn = EXACT_TURN if 0 in directions else 0.0  # without a front none can be told
         for head in heads:
-            found = [calibrated(head, directions, EXACT, turn, room, seed)[0]
-                     for room in (0.0, ROOM) for seed in range(RECORDINGS)]
+            found = [heard_claps(head, directions, EXACT, turn=turn, room=room, seed=seed)[2]
+                     .calibration for room in (0.0, ROOM) for seed in range(RECORDINGS)]
             if not all(ears.swap for ears in found):
                 raise SystemExit(f"{head.name}, {words}: swapped ears were not noticed")
             rows.append({
@@ -140,11 +134,11 @@ def gains(load: Callable[[], Extractor], catalogue: Catalogue, put_right: Head, 
         add(ears, "none", BROUGHT, packaged, faults, Calibration(), None)
         add(ears, "4 claps", BROUGHT, packaged, faults,
             calibrated(packaged.head, CROSS, faults)[0], None)
-    for words, directions in AROUND.items():
+    for words, directions in ALL_AROUND.items():
         for ears, faults in FAULTS.items():
-            if faults == Faults() or words == ALL_FAULTS:
+            if faults == Faults() or directions == AROUND:
                 add(ears, words, "by these claps", packaged, faults,
-                    *calibrated(packaged.head, directions, faults))
+                    *calibrated(packaged.head, directions, faults, responses=True))
     add("as packaged", "4 claps", "all measured", packaged, Faults(),
         calibrated(packaged.head, CROSS, Faults())[0], put_right)
     right = "put right by its full responses"
@@ -171,7 +165,7 @@ def markdown(report: dict) -> str:
         "a mild one (floor, six walls, tail of 0.4 s), ears swapped, right one "
         f"{EXACT.delay_us:g} µs late and {EXACT.gain_db:g} dB louder, the head turned by "
         f"{EXACT_TURN:g}°, on top of heads put right by their full responses; one clap at each "
-        f"direction, noise {-CLAPS_NOISE_DB:g} dB below the loudest peak; {' / '.join(heads)}. "
+        f"direction, noise {-NOISE_DB:g} dB below the loudest peak; {' / '.join(heads)}. "
         "Swapped ears were noticed in all.", "",
         table(["directions", "delay [µs]", "level [dB]", "turn [°]"],
               [[words, errors(words, "delay_us", 1), errors(words, "level_db", 1),

@@ -21,6 +21,11 @@ from training.heads import delayed
 #: Seconds from clap to clap.
 GAP = 0.7
 CLAP_SECONDS = 0.05
+#: Where the floor's reflection comes from: ears and hands 1 m above it, 1.7 m apart.
+FLOOR_DEGREES = -50.0
+#: A mild room (see `record_claps`), noise against the loudest peak, and claps all around, degrees.
+ROOM, NOISE_DB = 0.5, -40.0
+AROUND = tuple(range(0, 360, 30))
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class Faults:
         return np.stack(ears[::-1] if self.swap else ears, -2)
 
 
+def _as_level(azimuth: float, elevation: float) -> float:
+    """The level direction whose delay between the ears is that of a higher or lower one, on the
+    same side and as far in front or behind; degrees."""
+    lateral = np.rad2deg(np.arcsin(np.sin(np.deg2rad(azimuth)) * np.cos(np.deg2rad(elevation))))
+    return lateral if np.cos(np.deg2rad(azimuth)) >= 0 else 180 - lateral
+
+
 def clap(random: np.random.Generator, rate: float, seconds: float = CLAP_SECONDS) -> np.ndarray:
     """Noise around 2 kHz that dies away within some 3 ms; from 0.1 s on, a steady one."""
     time = np.arange(int(seconds * rate)) / rate
@@ -65,7 +77,7 @@ def record_claps(hrir: np.ndarray, directions: Sequence[float], rate: float = 16
         directions: degrees counter-clockwise from the robot's front.
         turn: degrees by which the head looks to the left of the robot's front.
         noise_db: of white noise at each ear, against the loudest peak.
-        room: loudness of a mild room: a floor's reflection at this gain, six of walls (6 to 30 ms
+        room: loudness of a mild room: a floor's reflection at this gain (3 ms late), six of walls (6 to 30 ms
             late) and a tail that falls by 60 dB in 0.4 s. 0: none.
         seconds: how long each sound lasts (`clap`).
         seed: of the claps, their levels, the room and the noise.
@@ -80,7 +92,7 @@ def record_claps(hrir: np.ndarray, directions: Sequence[float], rate: float = 16
         dry = clap(random, rate, seconds) * 10 ** (random.uniform(-3, 3) / 20)
         images = [(azimuth - turn, 0.0, 1.0)]
         if room:
-            images += [(azimuth - turn, 0.003, room)]
+            images += [(_as_level(azimuth - turn, FLOOR_DEGREES), 0.003, room)]
             images += [(random.uniform(0, 360), random.uniform(0.006, 0.03),
                         room * random.uniform(0.3, 0.7)) for _ in range(6)]
             for late in random.uniform(0.02, 0.3, 40):
@@ -95,11 +107,17 @@ def record_claps(hrir: np.ndarray, directions: Sequence[float], rate: float = 16
     return out + random.standard_normal(out.shape) * 0.4 * 10 ** (noise_db / 20)
 
 
-def heard_claps(head: Head, directions: Sequence[float], faults: Faults = Faults(),
-                **options) -> tuple[np.ndarray, list[Sound], Measurement]:
-    """What `luseel calibrate` makes of one simulated recording of claps: the recording, its sounds
-    and what they tell. ``options``: see :func:`record_claps`."""
+def heard_claps(head: Head, directions: Sequence[float], faults: Faults = Faults(), *,
+                room: float = ROOM, noise_db: float = NOISE_DB, **options
+                ) -> tuple[np.ndarray, list[Sound], Measurement]:
+    """What `luseel calibrate` makes of one simulated recording of claps.
+
+    Args: see :func:`record_claps`; here in a mild room with some noise.
+
+    Returns:
+        the recording, its sounds, and what they tell.
+    """
     audio = record_claps(head.hrir.numpy().astype(np.float64), directions, SAMPLE_RATE, faults,
-                         **options)
+                         room=room, noise_db=noise_db, **options)
     sounds = analyse(audio, SAMPLE_RATE, directions)
     return audio, sounds, measure(sounds)

@@ -50,7 +50,7 @@ def read_head(path: str | Path, calibrate: bool = True) -> Head:
         path: a SOFA file; a WAV file of 720 channels (left and right of 0°, 1°, …, 359°, as the
             SoundScape Renderer has them); an NPZ file with ``azimuth`` (n,) in degrees
             counter-clockwise, ``hrir`` (n, 2, taps) and ``rate`` in Hz; a head made by
-            training.heads, or its name.
+            luseel-heads or luseel calibrate, or its name.
         calibrate: turn it to the front and balance its ears by its own delays.
     Raises:
         ConfigError: it can't be read, directions are too sparse, or left and right are swapped.
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="luseel-finetune",
         description="Fine-tune a trained network on one's own head, and say what it gained.")
     parser.add_argument("head", help="SOFA file; also a 720-channel WAV, an NPZ file with azimuth, "
-                        "hrir and rate, or a head of luseel-heads")
+                        "hrir and rate, or a head of luseel-heads or luseel calibrate")
     parser.add_argument("--out", help="folder of the run (default: runs/HEAD); a run in it is "
                         "resumed")
     parser.add_argument("--init", help="checkpoint to start from (default: the shipped)")

@@ -23,6 +23,8 @@ _TURN, _TURN_UNKNOWN = 15.0, 2.0  # degrees: where it can be measured, and where
 #: What no model of a head explains in one direction, and what more at the sides.
 _DELAY_NOISE, _DELAY_NOISE_SIDE = 5.0, 10.0
 _LEVEL_NOISE, _LEVEL_NOISE_SIDE = 0.6, 1.5
+_OUTLIER = 3.0           # standard deviations from which on a delay counts less and less
+_FAR_OFF = 60.0          # [µs] from which on it is named
 _AIM = 2.0               # degrees: who claps stands there by this
 _FRONT_SLOPE = 9.5       # [µs] of delay for a degree, in front and behind
 
@@ -116,11 +118,15 @@ def _fit_delay(azimuth: np.ndarray, delay: np.ndarray, noise: np.ndarray, turn: 
     deviation = np.array([2 * MAX_DELAY_US, _HEAD_DELAY[1], turn, _SHAPE_DELAY, _SHAPE_DELAY])
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([(delay - delay_model(x, azimuth)) / noise,
-                               (x - prior) / deviation])
+        off = (delay - delay_model(x, azimuth)) / noise
+        # Cauchy's: a clap that a reflection was taken for doesn't bend all others
+        off = np.sign(off) * _OUTLIER * np.sqrt(np.log1p(np.square(off / _OUTLIER)))
+        return np.concatenate([off, (x - prior) / deviation])
 
     most = np.array([np.inf, np.inf, np.inf, 3 * _SHAPE_DELAY, 3 * _SHAPE_DELAY])
-    found = least_squares(residuals, prior, x_scale=deviation, bounds=(-most, most))
+    # the near ear hears first: without a bound, swapped ears explain a small head nearly as well
+    least = np.array([-np.inf, 0.0, -np.inf, *-most[3:]])
+    found = least_squares(residuals, prior, x_scale=deviation, bounds=(least, most))
     covariance = np.linalg.inv(found.jac.T @ found.jac)
     return found.x, np.sqrt(np.diag(covariance)), float(found.cost)
 
@@ -199,7 +205,11 @@ def measure(sounds: Sequence[Sound], straight: bool = False) -> Measurement:
     if not 400 <= head <= 1000:
         notes.append("the head is much "
                      f"{'smaller' if head < 400 else 'larger'} than those of training (640 to "
-                     "800 µs): directions will be poor; fine-tune on its own responses")
+                     "800 µs): directions will be poor without its responses (--head)")
+    for direction, error in zip(directions, np.abs(sign * delay - fitted)):
+        if error > _FAR_OFF:
+            notes.append(f"the sound at {direction.azimuth:g}° is {error:.0f} µs off the others and "
+                         "counts little: a reflection, or another direction?")
     spreads = [d.spread_us for d in directions if d.sounds > 1]
     if spreads and max(spreads) > 40:
         notes.append(f"sounds of one direction differ by {max(spreads):.0f} µs: clap from "

@@ -9,11 +9,11 @@ out of the noise, and interpolated between the claps.
 
 from __future__ import annotations
 
+import json
 from typing import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 
 from ..config import AZIMUTH_BINS
 from ..heads import MIT_KEMAR, Head
@@ -25,7 +25,7 @@ SAMPLE_RATE = 16000  # of a Head
 WIDEST_GAP = 45.0    # degrees between neighbours
 _TAPS, _EARLIER = 192, 16  # samples; room for what an ear may hear earlier than the known head's
 _FFT = 1024
-_DIRECT, _FADE = 0.0025, 0.0015  # [s] of a clap: before the floor
+_DIRECT, _FADE = 0.002, 0.001  # [s] of a clap: before the floor, 1 m below, from 1.7 m
 _SMOOTH = 8.0        # bins, 125 Hz: less than the window's resolution
 #: By how much heads differ, nepers or radians: so much at 0 Hz, and so much more for each kHz.
 _HEADS_DIFFER = 0.1, 0.15
@@ -40,32 +40,31 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
             :func:`analyse`.
         found: what the same sounds say of the ears; goes with the head wherever it is used.
         name: of the head.
-        known: the head it is compared with; default: MIT KEMAR.
+        known: the head it is compared with; default: MIT KEMAR, as large as this one.
 
     Returns:
-        responses whose ratio of the ears is the measured one. Both ears together are as loud as
-        the known head's: claps don't tell.
+        head-related impulse responses whose ratio of the ears is the measured one. Both ears
+        together are as loud as the known head's: claps don't tell.
 
     Raises:
-        CalibrationError: the directions leave too wide a gap, or a sound is no clap.
+        CalibrationError: the directions of claps that can be used leave too wide a gap.
     """
     from ..inference import resample  # which applies calibrations itself
 
-    usable = [sound for _, _, sounds in recordings for sound in sounds if not sound.clipped]
+    usable = [sound for _, _, sounds in recordings for sound in sounds if _is_usable(sound)]
     _check(usable)
-    spectrum = np.fft.rfft((known or Head.open(MIT_KEMAR)).hrir.double().numpy(), _FFT)
+    known = known or _kemar(found.calibration.head_delay_us)
+    spectrum = np.fft.rfft(known.hrir.double().numpy(), _FFT)
     ratio = _without_front(spectrum[:, 1] / spectrum[:, 0])            # directions, bins
     claps: dict[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for audio, rate, sounds in recordings:
         ears = np.asarray(found.calibration.apply(np.asarray(audio, np.float32), rate))
         ears = resample(ears, rate, SAMPLE_RATE)
-        for sound in sounds:
-            if not sound.clipped:
-                azimuth = round(sound.azimuth - found.calibration.turn_degrees, 3) % 360.0
-                claps.setdefault(azimuth, []).append(_spectra(ears, sound.time))
+        for sound in filter(_is_usable, sounds):
+            azimuth = round(sound.azimuth - found.calibration.turn_degrees, 3) % 360.0
+            claps.setdefault(azimuth, []).append(_spectra(ears, sound.time, rate))
     azimuth = np.array(sorted(claps))
-    differs = np.array([_difference(claps[here], ratio[round(here) % AZIMUTH_BINS])
-                        for here in azimuth])
+    differs = np.array([_difference(claps[here], _between(ratio, here)) for here in azimuth])
     grid = np.arange(AZIMUTH_BINS)
     low = np.searchsorted(azimuth, grid, side="right") - 1  # -1: the last one, before the first
     gap = np.diff(np.append(azimuth, azimuth[0] + 360.0))
@@ -83,9 +82,18 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
     hrir[..., :16] *= fade
     hrir[..., -16:] *= fade[::-1]
     hrir /= np.sqrt(np.square(hrir).sum(-1).mean())
+    about = {key: known.metadata[key] for key in ("licence", "attribution") if key in known.metadata}
     return Head(name, torch.from_numpy(hrir.astype(np.float32)), {
-        "source": "claps, luseel calibrate",
+        **about, "source": f"claps, luseel calibrate, compared with {known.name}",
         "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable}))})
+
+
+def _kemar(delay_us: float | None) -> Head:
+    """MIT KEMAR of a size that delays by so much from the side."""
+    head = Head.open(MIT_KEMAR)
+    if not delay_us:
+        return head
+    return head.warped(delay_us / json.loads(head.metadata["calibration"])["max_delay_us"])
 
 
 def _without_front(ratio: np.ndarray) -> np.ndarray:
@@ -102,29 +110,47 @@ def widest_gap(azimuth: Sequence[float]) -> float:
     return float(np.diff(np.append(around, around[0] + 360.0)).max())
 
 
+def _is_usable(sound: Sound) -> bool:
+    """A lasting sound is heard with the room's reflections."""
+    return not (sound.clipped or sound.lasting)
+
+
 def _check(sounds: Sequence[Sound]) -> None:
-    if any(sound.lasting for sound in sounds):
-        raise CalibrationError("the head's responses need claps: a lasting sound is heard with the "
-                               "room's reflections")
-    if not sounds or widest_gap([sound.azimuth for sound in sounds]) > WIDEST_GAP + 0.5:
+    at = [sound.azimuth for sound in sounds]
+    if not at or widest_gap(at) > WIDEST_GAP + 0.5:
         raise CalibrationError(
-            f"the head's responses need claps all around, every {WIDEST_GAP:g}° at least, not "
-            "clipped; every 30° is better: --directions 0 30 60 90 120 150 180 210 240 270 300 330")
+            f"the head's responses need claps all around, every {WIDEST_GAP:g}° at least, that are "
+            "short, not clipped and well above the noise; there are such at "
+            f"{', '.join(f'{a:g}°' for a in sorted(set(at))) or 'no direction'}. Every 30° is "
+            "better: --directions 0 30 60 90 120 150 180 210 240 270 300 330")
 
 
-def _spectra(ears: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Powers of the ears (2, bins), their cross-spectrum (bins,) and the noise (2, bins)."""
+def _between(ratio: np.ndarray, azimuth: float) -> np.ndarray:
+    """(360, bins) ratios at a direction that needn't be whole degrees (bins,)."""
+    low = int(azimuth)
+    part = azimuth - low
+    return (1 - part) * ratio[low] + part * ratio[(low + 1) % AZIMUTH_BINS]
+
+
+def _spectra(ears: np.ndarray, time: float, rate: float
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Powers of the ears (2, bins), their cross-spectrum (bins,) and the noise (2, bins), of a
+    recording that had ``rate``: above its band there is but noise."""
     begin = round(time * SAMPLE_RATE)
     part = direct_sound(ears, SAMPLE_RATE, begin, _DIRECT, _FADE)
     spectrum = np.fft.rfft(part, _FFT)
-    return (np.square(np.abs(spectrum)), spectrum[1] * spectrum[0].conj(),
-            noise_power(ears, SAMPLE_RATE, begin, part.shape[1], _FFT))
+    power = np.square(np.abs(spectrum))
+    noise = noise_power(ears, SAMPLE_RATE, begin, part.shape[1], _FFT)
+    beyond = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE) > 0.45 * rate
+    return power, spectrum[1] * spectrum[0].conj(), np.where(beyond, power.max() + noise, noise)
 
 
 def _difference(claps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], known: np.ndarray
                 ) -> np.ndarray:
     """Log of the ratio of the ears (right by left) over a known head's (bins,): nepers, and radians
     as imaginary part; the likeliest one, given how much heads differ and how exact the claps are."""
+    from scipy.ndimage import gaussian_filter1d
+
     power, cross, noise = (np.sum(values, 0) for values in zip(*claps))
     known = np.where(np.abs(known) < 1e-3, 1e-3, known)
     scale = np.stack([np.ones_like(power[0]), np.abs(known)])
@@ -134,9 +160,10 @@ def _difference(claps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], know
                     for value in (power, noise))
     cross = gaussian_filter1d(cross / known, _SMOOTH)
     sound = np.maximum(power - noise, 0.1 * power) + 1e-30
+    heard = np.clip(power / (noise + 1e-30) - 1, 0, None).min(0)  # signal-to-noise ratio
     level, phase = 0.5 * np.log(sound[1] / sound[0]), np.angle(cross)
     hertz = np.maximum(np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE), 1.0)
     periods = hertz * (_DIRECT + _FADE / 2)  # in the window
-    errs = (0.5 * (noise / sound).sum(0) + np.square(1 / periods)) / len(claps)
+    errs = 1 / (heard + 1e-9) / len(claps) + np.square(1 / periods)
     differ = np.square(_HEADS_DIFFER[0] + _HEADS_DIFFER[1] * hertz / 1000)
     return differ / (differ + errs) * (level + 1j * phase)

@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         recordings.append((audio.T, rate, analyse(audio.T, rate, azimuths, str(path))))
     result = measure([sound for _, _, sounds in recordings for sound in sounds], args.straight)
     head = measure_head(recordings, result, Path(args.head).stem) if args.head else None
-    result.calibration.save(args.out)
     if head:
         head.save(args.head)
+    result.calibration.save(args.out)
     if args.plot:
         plot_measurement(result, args.plot, head)
     print("\n".join(result.verdict()))

@@ -140,7 +140,8 @@ def evaluate(options: argparse.Namespace) -> None:
                for words, kind in phrases.items())
     about = {"model": name, "model_sha256": file_sha256(path), "catalogue_sha256": catalogue.sha256,
              "window": float(model.window), "hop": hop, "sdr": options.sdr,
-             "give_head": options.give_head or False, "missing": len(found.missing),
+             "give_head": {None: False, "measured": True}.get(options.give_head, options.give_head),
+             "missing": len(found.missing),
              "altered": len(found.altered)}
     results = Results(folder, about)
     try:

@@ -57,7 +57,7 @@ def _describe(mixture: BenchmarkMixture) -> str:
 
 def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[dict[str, Any]]],
                    licences: dict[str, tuple[str, str]], out: str | Path,
-                   give_head: str | None = None) -> list[Path]:
+                   give_head: bool | str = False) -> list[Path]:
     """Write each cell's example: Ogg Vorbis files, a picture, and ``README.md`` about all.
 
     Args:

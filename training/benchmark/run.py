@@ -28,7 +28,7 @@ from luseel_model.recording import WindowJoiner, window_starts
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import Catalogue, Cell
 from training.benchmark.render import BenchmarkMixture, Renderer
-from training.claps import heard_claps
+from training.claps import AROUND, heard_claps
 from training.evaluation import gcc_direction
 from training.heads import Head, interaural_delay
 from training.metrics import (
@@ -39,9 +39,8 @@ from training.metrics import (
     si_snr_per_ear_mean,
 )
 
-#: What a model can be told of a cell's head, and where the claps are, one each.
+#: How a model can be told of a cell's head.
 GIVEN_HEADS = ("measured", "claps")
-CLAPS = tuple(range(0, 360, 30))
 #: A sound counts as active in a window where its energy is at least this share of its mean.
 ACTIVE = 0.01
 
@@ -67,15 +66,15 @@ class Heard:
     window_confidence: np.ndarray
 
 
-def tell_head(model, head: Head, how: str) -> None:
+def tell_head(model, head: Head, how: bool | str) -> None:
     """Tell a model the responses of the head it will hear with.
 
     Args:
-        how: one of :data:`GIVEN_HEADS`: all as they were measured, or what `luseel calibrate --head`
-            finds of them from claps in a mild room (its ears are put right already).
+        how: 'measured' or True: all as they were measured. 'claps': what `luseel calibrate --head`
+            finds of them from claps in a mild room (the head's ears are put right already).
     """
     if how == "claps":
-        audio, sounds, found = heard_claps(head, CLAPS, room=0.5, noise_db=-40.0)
+        audio, sounds, found = heard_claps(head, AROUND)
         head = measure_head([(audio, SAMPLE_RATE, sounds)],
                             replace(found, calibration=Calibration()), head.name)
     model.set_head(head)

@@ -120,6 +120,9 @@ def clip_tag_loss(logits: Tensor, kind: Tensor, shares: Tensor | None = None) ->
 def tagged_sound_loss(logits: Tensor, share: Tensor, alike: Tensor) -> Tensor:
     """Which sound of a batch does a phrase mean? :func:`clip_tag_loss` asks which phrase a sound is.
 
+    The other half of a symmetric contrastive loss (InfoNCE, as in CLAP, Elizalde et al., 2023), with
+    what sounds alike left out of the negatives.
+
     What is asked of a tagger is to find the one of several sounds that a phrase describes, so a
     phrase's match must be comparable from sound to sound, not only a sound's from phrase to phrase.
 
