@@ -478,7 +478,8 @@ def test_command_writes_the_responses(robot, tmp_path, monkeypatch, capsys):
     soundfile.write("claps.wav", record(robot, TWELVE).T, 16000, subtype="PCM_16")
     assert cli.main(["calibrate", "claps.wav", "--directions", *map(str, TWELVE), "--head",
                      "ears.safetensors", "--plot", "ears.png"]) == 0
-    assert "responses -> ears.safetensors" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "responses -> ears.safetensors" in printed and "told by 12 directions from 1." in printed
     head = Head.open("ears.safetensors")
     assert head.name == "ears" and (errors(robot, head.hrir.numpy()) <= 10).mean() > 0.8
     from matplotlib import image

@@ -64,7 +64,8 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
             azimuth = round(sound.azimuth - found.calibration.turn_degrees, 3) % 360.0
             claps.setdefault(azimuth, []).append(_spectra(ears, sound.time, rate))
     azimuth = np.array(sorted(claps))
-    differs = np.array([_difference(claps[here], _between(ratio, here)) for here in azimuth])
+    differs, trust = map(np.array, zip(*(
+        _difference(claps[here], _between(ratio, here)) for here in azimuth)))
     grid = np.arange(AZIMUTH_BINS)
     low = np.searchsorted(azimuth, grid, side="right") - 1  # -1: the last one, before the first
     gap = np.diff(np.append(azimuth, azimuth[0] + 360.0))
@@ -85,7 +86,14 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
     about = {key: known.metadata[key] for key in ("licence", "attribution") if key in known.metadata}
     return Head(name, torch.from_numpy(hrir.astype(np.float32)), {
         **about, "source": f"claps, luseel calibrate, compared with {known.name}",
-        "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable}))})
+        "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable})),
+        "heard": _heard(trust.mean(0))})
+
+
+def _heard(trust: np.ndarray) -> str:
+    """From which to which frequency a mean trust (bins,) of a half or more reaches, in words."""
+    kilohertz = np.flatnonzero(trust >= 0.5) * SAMPLE_RATE / _FFT / 1000
+    return f"{kilohertz[0]:.1f} to {kilohertz[-1]:.1f} kHz" if len(kilohertz) else "nowhere"
 
 
 def _kemar(delay_us: float | None) -> Head:
@@ -146,9 +154,10 @@ def _spectra(ears: np.ndarray, time: float, rate: float
 
 
 def _difference(claps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], known: np.ndarray
-                ) -> np.ndarray:
+                ) -> tuple[np.ndarray, np.ndarray]:
     """Log of the ratio of the ears (right by left) over a known head's (bins,): nepers, and radians
-    as imaginary part; the likeliest one, given how much heads differ and how exact the claps are."""
+    as imaginary part; the likeliest one, given how much heads differ and how exact the claps are.
+    And how far the claps are trusted in this (bins,), 0 to 1."""
     from scipy.ndimage import gaussian_filter1d
 
     power, cross, noise = (np.sum(values, 0) for values in zip(*claps))
@@ -166,4 +175,5 @@ def _difference(claps: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], know
     periods = hertz * (_DIRECT + _FADE / 2)  # in the window
     errs = 1 / (heard + 1e-9) / len(claps) + np.square(1 / periods)
     differ = np.square(_HEADS_DIFFER[0] + _HEADS_DIFFER[1] * hertz / 1000)
-    return differ / (differ + errs) * (level + 1j * phase)
+    trust = differ / (differ + errs)
+    return trust * (level + 1j * phase), trust

@@ -70,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         plot_measurement(result, args.plot, head)
     print("\n".join(result.verdict()))
+    if head:
+        print(f"the head's responses are told by {len(head.metadata['directions'].split())} directions "
+              f"from {head.metadata['heard']}; beyond they are those of a known head")
     print(f"calibration -> {args.out}" + (f", responses -> {args.head}" if args.head else "")
           + (f", picture -> {args.plot}" if args.plot else ""))
     return 0
