@@ -78,6 +78,16 @@ def test_in_a_mild_room_with_noise(kemar):
     assert ears.turn_degrees == pytest.approx(5, abs=1)
 
 
+def test_an_offset_of_the_microphones_does_no_harm(kemar):
+    audio = record(kemar, TWELVE, delay_us=40.0)
+    plain, sounds = calibrate(audio, TWELVE).calibration, audio + np.array([[0.1], [-0.05]])
+    found = calibrate(sounds, TWELVE).calibration
+    assert found.delay_us == pytest.approx(plain.delay_us, abs=1)
+    assert found.gain_db == pytest.approx(plain.gain_db, abs=0.05)
+    assert errors(head_of(audio, TWELVE).hrir.numpy(),
+                  head_of(sounds, TWELVE).hrir.numpy()).max() <= 3
+
+
 def test_one_clap_from_elsewhere_counts_little(kemar):
     made = [30 if a == 120 else a for a in TWELVE]
     found = calibrate(record(kemar, made, delay_us=40.0), TWELVE)

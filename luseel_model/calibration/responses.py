@@ -58,7 +58,8 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
     ratio = _without_front(spectrum[:, 1] / spectrum[:, 0])            # directions, bins
     claps: dict[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
     for audio, rate, sounds in recordings:
-        ears = np.asarray(found.calibration.apply(np.asarray(audio, np.float32), rate))
+        audio = np.asarray(audio, np.float32)
+        ears = np.asarray(found.calibration.apply(audio - audio.mean(1, keepdims=True), rate))
         ears = resample(ears, rate, SAMPLE_RATE)
         for sound in filter(_is_usable, sounds):
             azimuth = round(sound.azimuth - found.calibration.turn_degrees, 3) % 360.0

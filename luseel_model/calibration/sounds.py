@@ -149,12 +149,14 @@ def analyse(audio: np.ndarray, rate: float, azimuths: Sequence[float],
             "louder than all else, or give one file for each direction")
     each = len(times) // len(azimuths)
     ends = [*times[1:], audio.shape[1] / rate]
-    return [_measure_sound(audio, rate, time, end, azimuths[i // each])
+    level = audio - audio.mean(1, keepdims=True)  # microphones without a capacitor
+    return [_measure_sound(level, rate, time, end, azimuths[i // each],
+                           _is_clipped(audio[:, round(time * rate):][:, :round(0.02 * rate)]))
             for i, (time, end) in enumerate(zip(times, ends))]
 
 
-def _measure_sound(audio: np.ndarray, rate: float, time: float, end: float,
-                   azimuth: float) -> Sound:
+def _measure_sound(audio: np.ndarray, rate: float, time: float, end: float, azimuth: float,
+                   clipped: bool) -> Sound:
     begin = round(time * rate)
     frames, size = _frames(audio, rate, begin, round(end * rate))
     length = 1 << math.ceil(math.log2(2 * size))
@@ -179,7 +181,7 @@ def _measure_sound(audio: np.ndarray, rate: float, time: float, end: float,
     return Sound(azimuth=float(azimuth), time=time, correlation=correlation[lags % fine],
                  lags_us=lags / (rate * _UPSAMPLING) * 1e6,
                  level_db=_level_difference(power, noise, frequency, rate), snr_db=snr,
-                 clipped=_is_clipped(audio[:, begin: begin + round(0.02 * rate)]),
+                 clipped=clipped,
                  lasting=len(frames) > 1)
 
 
