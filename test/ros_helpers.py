@@ -149,15 +149,19 @@ class Peer:
     def ask(self, text):
         self.query.publish(String(data=text))
 
-    def service(self, kind, name, request, timeout=30.0):
-        client = self.node.create_client(kind, f"{self.name}/{name}")
-        try:
-            assert self.until(client.service_is_ready, timeout), f"no service {name}"
-            future = client.call_async(request)
-            assert self.until(future.done, timeout), f"no answer from {name}"
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+    def service(self, kind, name, request, timeout=30.0, patience=6.0):
+        """Call a service of the node; a client whose discovery the middleware lost, as happens once
+        in some thousands, is made anew after ``patience`` seconds."""
+        for _ in range(round(timeout / patience)):
+            client = self.node.create_client(kind, f"{self.name}/{name}")
+            try:
+                if self.until(client.service_is_ready, patience):
+                    future = client.call_async(request)
+                    assert self.until(future.done, timeout), f"no answer from {name}"
+                    return future.result()
+            finally:
+                self.node.destroy_client(client)
+        raise AssertionError(f"no service {name}")
 
     def state(self):
         return self.service(GetState, "get_state", GetState.Request()).current_state.label
