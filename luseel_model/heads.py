@@ -22,6 +22,29 @@ from .errors import ConfigError
 MIT_KEMAR = Path(__file__).parent / "head_data" / "mit_kemar.safetensors"
 
 
+def gaps(azimuth: np.ndarray) -> np.ndarray:
+    """(n,) rising azimuths in [0, 360) → degrees from each to the next, the last to the first."""
+    return np.diff(np.append(azimuth, azimuth[0] + 360.0))
+
+
+def neighbours(azimuth: np.ndarray, wanted: np.ndarray | float
+               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Between which measured directions others lie.
+
+    Args:
+        azimuth: (n,) degrees, rising, in [0, 360).
+        wanted: (...) degrees, any wrap.
+
+    Returns:
+        (...) each: index of the direction before and after, and how much of the way lies behind,
+        0 to 1.
+    """
+    wanted = np.mod(np.asarray(wanted, np.float64), 360.0)
+    low = np.searchsorted(azimuth, wanted, side="right") - 1  # -1: the last one, before the first
+    part = np.mod(wanted - azimuth[low], 360.0) / gaps(azimuth)[low]
+    return low, (low + 1) % len(azimuth), part
+
+
 @dataclass
 class Head:
     """Head-related impulse responses of one head.
@@ -30,8 +53,8 @@ class Head:
         name: its name.
         hrir: (360, 2 ears [left, right], taps) float32 at 16 kHz; row i is azimuth i degrees,
             counter-clockwise from the front, 90 left. Mean energy over directions and ears is 1.
-        metadata: as strings, where known: licence, source, attribution; calibration (JSON) of measured
-            heads; directions of claps.
+        metadata: as strings, where known: licence, source, attribution; calibration (JSON) of
+            measured heads; directions and heard (band) of claps.
     """
 
     name: str
@@ -104,12 +127,13 @@ class Head:
         Raises:
             ConfigError: the file is not a head.
         """
+        foreign = f"{path} is not a head made by luseel calibrate or luseel-heads"
         try:
             with safe_open(str(path), "pt") as file:
                 metadata = dict(file.metadata() or {})
                 hrir = file.get_tensor("hrir")
         except Exception as error:  # safetensors raises its own classes and OSError alike
-            raise ConfigError(f"{path} is not a head made by luseel calibrate or luseel-heads: {error}") from None
+            raise ConfigError(f"{foreign}: {error}") from None
         if metadata.pop("format", "") != "luseel-head-1":
-            raise ConfigError(f"{path} is not a head made by luseel calibrate or luseel-heads")
+            raise ConfigError(foreign)
         return cls(metadata.pop("name", Path(path).stem), hrir, metadata)

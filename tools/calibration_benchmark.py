@@ -39,16 +39,16 @@ from training.metrics import mixture_metrics  # noqa: E402
 from training.pool import ClipPool  # noqa: E402
 from training.report import table, write_page  # noqa: E402
 
-CROSS = (0, 90, 180, 270)
+CROSS, EIGHT = (0, 90, 180, 270), tuple(range(0, 360, 45))
 EXACT = Faults(swap=True, delay_us=50.0, gain_db=2.0)
 EXACT_TURN = 4.0
 RECORDINGS = 4
-DIRECTIONS = {"0 90 180 270": CROSS, "eight, every 45°": tuple(range(0, 360, 45)),
+DIRECTIONS = {"0 90 180 270": CROSS, "eight, every 45°": EIGHT,
               "0 90 270": (0, 90, 270), "90 270": (90, 270)}
 FAULTS = {"as packaged": Faults(),
           "as packaged, right channel 60 µs late, 3 dB louder": Faults(delay_us=60.0, gain_db=3.0),
           "as packaged, ears swapped": Faults(swap=True)}
-ALL_AROUND = {"8 claps": tuple(range(0, 360, 45)), "12 claps": AROUND,
+ALL_AROUND = {"8 claps": EIGHT, "12 claps": AROUND,
               "36 claps": tuple(np.repeat(AROUND, 3).tolist())}
 BROUGHT = "the checkpoint's"
 COLUMNS = ("within_5", "doa_error", "front_back", "si_snri", "right_source")

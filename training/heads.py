@@ -28,7 +28,7 @@ import soxr
 import torch
 
 from luseel_model.errors import ConfigError
-from luseel_model.heads import AZIMUTHS, MIT_KEMAR, Head
+from luseel_model.heads import AZIMUTHS, MIT_KEMAR, Head, gaps, neighbours
 from training import SAMPLE_RATE
 
 TAPS = 192
@@ -110,14 +110,11 @@ def interpolate(azimuth: np.ndarray, hrir: np.ndarray, rate: float,
     length = 1 << int(np.ceil(np.log2(2 * taps)))
     spectrum = np.fft.rfft(np.asarray(hrir, np.float64), length)
     following = np.roll(spectrum, -1, axis=0)
-    gap = np.diff(np.append(azimuth, azimuth[0] + 360.0))
     # No head turns by a degree and changes one ear's delay by more than about 10 µs.
-    limit = float(gap.max()) * 15e-6 + 20e-6
+    limit = float(gaps(azimuth).max()) * 15e-6 + 20e-6
     step = np.stack([_correlation_peak(spectrum[:, ear], following[:, ear], length, rate, limit)
                      for ear in (0, 1)], axis=1)
-    wanted = np.mod(np.asarray(wanted, np.float64), 360.0)
-    low = np.searchsorted(azimuth, wanted, side="right") - 1  # -1: the last one, before the first
-    part = np.mod(wanted - azimuth[low], 360.0) / gap[low]
+    low, _, part = neighbours(azimuth, wanted)
     omega = 2j * np.pi * np.fft.rfftfreq(length, 1 / rate)
     part, delay = part[:, None, None], step[low][:, :, None]
     mixed = ((1 - part) * spectrum[low] * np.exp(-omega * part * delay)
@@ -141,8 +138,8 @@ def estimate_calibration(azimuth: np.ndarray, hrir: np.ndarray, rate: float) -> 
     best = int(even.argmin())
     level = 10 * np.log10(np.square(hrir[:, 0]).sum(-1)
                           / np.square(hrir[:, 1]).sum(-1))
-    weight = (np.diff(np.append(azimuth, azimuth[0] + 360.0))
-              + np.diff(np.insert(azimuth, 0, azimuth[-1] - 360.0)))
+    after = gaps(azimuth)
+    weight = after + np.roll(after, 1)
     return Calibration(
         azimuth_offset=round(float(np.rad2deg(turn[best])), 2),
         level_bias_db=round(float(np.average(level, weights=weight)), 3),
@@ -166,7 +163,7 @@ def make_head(name: str, azimuth: np.ndarray, hrir: np.ndarray, rate: float,
     """
     azimuth, first = np.unique(np.round(np.mod(azimuth, 360.0), 3) % 360.0, return_index=True)
     hrir = np.asarray(hrir, np.float64)[first]
-    widest = np.diff(np.append(azimuth, azimuth[0] + 360.0)).max() if azimuth.size else 360.0
+    widest = gaps(azimuth).max() if azimuth.size else 360.0
     if widest > 15.5:
         raise ConfigError(f"head {name}: a gap of {widest:.0f}° between directions; 15° at most")
     # Room for responses that a turn or a fractional delay moves past either end.

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from ..config import AZIMUTH_BINS
-from ..heads import MIT_KEMAR, Head
+from ..heads import MIT_KEMAR, Head, gaps, neighbours
 from .ears import CalibrationError
 from .measurement import Measurement
 from .sounds import Sound, direct_sound, noise_power
 
 SAMPLE_RATE = 16000  # of a Head
-WIDEST_GAP = 45.0    # degrees between neighbours
+_WIDEST_GAP = 45.0    # degrees between neighbours
 _TAPS, _EARLIER = 192, 16  # samples; room for what an ear may hear earlier than the known head's
 _FFT = 1024
 _DIRECT, _FADE = 0.002, 0.001  # [s] of a clap: before the floor, 1 m below, from 1.7 m
@@ -67,15 +67,27 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
     azimuth = np.array(sorted(claps))
     differs, trust = map(np.array, zip(*(
         _difference(claps[here], _between(ratio, here)) for here in azimuth)))
-    grid = np.arange(AZIMUTH_BINS)
-    low = np.searchsorted(azimuth, grid, side="right") - 1  # -1: the last one, before the first
-    gap = np.diff(np.append(azimuth, azimuth[0] + 360.0))
-    part = (((grid - azimuth[low]) % 360.0) / gap[low])[:, None]
-    high = (low + 1) % len(azimuth)
+    hrir = _changed(spectrum, ratio * np.exp(_spread(azimuth, differs)))
+    about = {key: known.metadata[key] for key in ("licence", "attribution") if key in known.metadata}
+    return Head(name, torch.from_numpy(hrir.astype(np.float32)), {
+        **about, "source": f"claps, luseel calibrate, compared with {known.name}",
+        "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable})),
+        "heard": _heard(trust.mean(0))})
+
+
+def _spread(azimuth: np.ndarray, differs: np.ndarray) -> np.ndarray:
+    """Differences (n, bins) at (n,) directions, see :func:`_difference` → (360, bins)."""
+    low, high, part = neighbours(azimuth, np.arange(AZIMUTH_BINS))
+    part = part[:, None]
     level = (1 - part) * differs.real[low] + part * differs.real[high]
     phase = np.angle((1 - part) * np.exp(1j * differs.imag[low])
                      + part * np.exp(1j * differs.imag[high]))
-    ratio = ratio * np.exp(level + 1j * phase)
+    return level + 1j * phase
+
+
+def _changed(spectrum: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """A head's spectra (360, 2, bins) and another ratio of the ears (360, bins) → impulse responses
+    (360, 2, taps) with that ratio, as loud as the head's in both ears together."""
     left = np.sqrt(np.square(np.abs(spectrum)).sum(1) / (1 + np.square(np.abs(ratio))))
     left = left * np.exp(1j * np.angle(spectrum[:, 0]))
     hrir = np.fft.irfft(np.stack([left, left * ratio], 1), _FFT)
@@ -83,12 +95,7 @@ def measure_head(recordings: Sequence[tuple[np.ndarray, float, Sequence[Sound]]]
     fade = np.sin(np.linspace(0, np.pi / 2, 16)) ** 2
     hrir[..., :16] *= fade
     hrir[..., -16:] *= fade[::-1]
-    hrir /= np.sqrt(np.square(hrir).sum(-1).mean())
-    about = {key: known.metadata[key] for key in ("licence", "attribution") if key in known.metadata}
-    return Head(name, torch.from_numpy(hrir.astype(np.float32)), {
-        **about, "source": f"claps, luseel calibrate, compared with {known.name}",
-        "directions": " ".join(f"{a:g}" for a in sorted({s.azimuth % 360.0 for s in usable})),
-        "heard": _heard(trust.mean(0))})
+    return hrir / np.sqrt(np.square(hrir).sum(-1).mean())
 
 
 def _heard(trust: np.ndarray) -> str:
@@ -113,32 +120,25 @@ def _without_front(ratio: np.ndarray) -> np.ndarray:
     return ratio * turn * np.sqrt(np.abs(behind / ratio))
 
 
-def widest_gap(azimuth: Sequence[float]) -> float:
-    """The largest angle between neighbours around the circle, degrees."""
-    around = np.unique(np.mod(azimuth, 360.0))
-    return float(np.diff(np.append(around, around[0] + 360.0)).max())
-
-
 def _is_usable(sound: Sound) -> bool:
     """A lasting sound is heard with the room's reflections."""
     return not (sound.clipped or sound.lasting)
 
 
 def _check(sounds: Sequence[Sound]) -> None:
-    at = [sound.azimuth for sound in sounds]
-    if not at or widest_gap(at) > WIDEST_GAP + 0.5:
+    at = np.unique(np.mod([sound.azimuth for sound in sounds], 360.0))
+    if not at.size or gaps(at).max() > _WIDEST_GAP + 0.5:
         raise CalibrationError(
-            f"the head's responses need claps all around, every {WIDEST_GAP:g}° at least, that are "
+            f"the head's responses need claps all around, every {_WIDEST_GAP:g}° at least, that are "
             "short, not clipped and well above the noise; there are such at "
-            f"{', '.join(f'{a:g}°' for a in sorted(set(at))) or 'no direction'}. Every 30° is "
+            f"{', '.join(f'{a:g}°' for a in at) or 'no direction'}. Every 30° is "
             "better: --directions 0 30 60 90 120 150 180 210 240 270 300 330")
 
 
 def _between(ratio: np.ndarray, azimuth: float) -> np.ndarray:
     """(360, bins) ratios at a direction that needn't be whole degrees (bins,)."""
-    low = int(azimuth)
-    part = azimuth - low
-    return (1 - part) * ratio[low] + part * ratio[(low + 1) % AZIMUTH_BINS]
+    low, high, part = neighbours(np.arange(AZIMUTH_BINS), azimuth)
+    return (1 - part) * ratio[low] + part * ratio[high]
 
 
 def _spectra(ears: np.ndarray, time: float, rate: float
