@@ -14,7 +14,7 @@ from model_fixtures import TINY, merged, minilm, noise, queries, write_corpus
 import luseel_model.luseel.network
 import training.mlp_gcc
 from luseel_model.errors import CheckpointError, ConfigError
-from training.benchmark.catalogue import make_catalogue
+from training.benchmark.draw import make_catalogue
 from training.benchmark.render import Renderer
 from training.captions import Captions
 from training.corpus.audiocaps import caption_label, pack_audiocaps, read_audiocaps

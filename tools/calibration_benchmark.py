@@ -158,7 +158,8 @@ def markdown(report: dict) -> str:
 
     lines = [
         "# What a calibration finds, and what it gains", "",
-        f"`python tools/calibration_benchmark.py --mixtures {about['mixtures']}`; model "
+        f"`python tools/calibration_benchmark.py --mixtures {about['mixtures']} --catalogue "
+        f"{about['benchmark']}`; model "
         f"`{about['model']}`.", "",
         "## How exact it is", "",
         f"Largest errors over {RECORDINGS} simulated recordings without a room and {RECORDINGS} in "
@@ -195,12 +196,14 @@ def main() -> int:
     parser.add_argument("--checkpoint", help="path or name (default: the shipped)")
     parser.add_argument("--head", default="fabian")
     parser.add_argument("--packed", default="data/packed")
+    parser.add_argument("--catalogue", help="v1, v2, or the folder of a benchmark's catalogue "
+                        "(default: the newest)")
     parser.add_argument("--out", default=str(ROOT / "docs" / "reports"))
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    catalogue = load_catalogue(None)
+    catalogue = load_catalogue(options.catalogue)
     if not 1 <= options.mixtures <= len(catalogue.scenes["two"]):
         parser.error(f"--mixtures must be 1 to {len(catalogue.scenes['two'])}")
     try:

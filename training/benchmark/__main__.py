@@ -22,18 +22,12 @@ from tqdm import tqdm
 from luseel_model.errors import ConfigError, LuseelError
 from training import SAMPLE_RATE
 from training.benchmark import compare as comparison
-from training.benchmark.catalogue import (
-    ROOM_BANK,
-    Catalogue,
-    Found,
-    find_recordings,
-    load_catalogue,
-    make_catalogue,
-)
+from training.benchmark.catalogue import Catalogue, Found, find_recordings, load_catalogue
+from training.benchmark.draw import AMEND_SEED, ROOM_BANK, SEED, amend_catalogue, make_catalogue
 from training.benchmark.examples import read_licences, write_examples
 from training.benchmark.render import Renderer, check_rooms
 from training.benchmark.report import markdown, summarise, write_report
-from training.benchmark.run import GIVEN_HEADS, Results, run_cell, tell_head
+from training.benchmark.run import GIVEN_HEADS, Results, inputs_of, run_cell, tell_head
 from training.captions import Captions
 from training.corpus.pack import file_sha256
 from training.heads import KNOWN, Head, load_head, prepare_heads
@@ -146,9 +140,17 @@ def evaluate(options: argparse.Namespace) -> None:
     results = Results(folder, about)
     try:
         for renderer in _renderers(catalogue, cells, pool, options.rooms):
+            told = None
             if options.give_head:
-                tell_head(model, renderer.head, options.give_head)
-            run_cell(model, catalogue, renderer, results, options.mixtures, hop, options.sdr)
+                told = tell_head(model, renderer.head, options.give_head)
+            taken = options.shared_with and results.take_over(
+                renderer.cell, catalogue, options.shared_with, inputs_of(renderer, told),
+                options.mixtures)
+            if taken:
+                print(f"{renderer.cell.name}: {taken} mixtures taken over from "
+                      f"{options.shared_with}")
+            run_cell(model, catalogue, renderer, results, options.mixtures, hop, options.sdr,
+                     told=told)
             # Cells of earlier commands belong to the report, too.
             rows = {cell: results.rows(cell) for cell in catalogue.cells}
             rows = {cell: some for cell, some in rows.items() if some}
@@ -215,6 +217,9 @@ def examples(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.run_folder} is a run of another checkpoint ({run['model']})")
     model, catalogue = load_model(options.checkpoint, options.device), load_catalogue(
         options.catalogue)
+    if catalogue.sha256 != run["catalogue_sha256"]:
+        raise ConfigError(f"{options.run_folder} is not a run on {catalogue.identity}: name its "
+                          "version with --catalogue")
     cells = catalogue.choose(options.cells)
     pool, _ = _recordings(catalogue, options.packed, True)
     results = Results(options.run_folder, run)
@@ -225,11 +230,23 @@ def examples(options: argparse.Namespace) -> None:
 
 
 def write(options: argparse.Namespace) -> None:
-    """Draw a catalogue from the packed recordings."""
-    pool = ClipPool.load(options.packed, "test")
-    catalogue = make_catalogue(
-        options.out, pool, Captions.load(), None if options.no_rooms else ROOM_BANK,
-        options.version, options.seed, options.mixtures or 300)
+    """Draw a catalogue from the packed recordings, or another without its doubtful labels."""
+    pool, captions = ClipPool.load(options.packed, "test"), Captions.load()
+    if options.amend:
+        if options.mixtures or options.no_rooms:
+            raise ConfigError("--amend keeps the mixtures and rooms of the version that is put "
+                              "right: leave --mixtures and --no-rooms out")
+        source = load_catalogue(options.amend)
+        if not source.doubtful:
+            raise ConfigError(f"{source.identity} has no doubtful labels (doubtful_labels.csv): "
+                              "there is nothing to put right")
+        catalogue = amend_catalogue(
+            options.out, source, pool, captions, source.doubtful, options.version,
+            AMEND_SEED if options.seed is None else options.seed)
+    else:
+        catalogue = make_catalogue(
+            options.out, pool, captions, None if options.no_rooms else ROOM_BANK, options.version,
+            SEED if options.seed is None else options.seed, options.mixtures or 300)
     print(f"{options.out}: {catalogue.identity}, {len(catalogue.recordings)} recordings, "
           f"{len(catalogue.cells)} cells")
 
@@ -263,7 +280,8 @@ def main(arguments: list[str] | None = None) -> int:
                               "(default: %(default)s)")
             part.add_argument("--rooms", default=str(DATA_FOLDER), help="folder of the test rooms "
                               "(default: %(default)s)")
-            part.add_argument("--catalogue", help="folder of a catalogue (default: the package's)")
+            part.add_argument("--catalogue", help="v1, v2, or the folder of a catalogue "
+                              "(default: the newest of the package's)")
         return part
 
     part = command(build, "Make the heads and the test rooms.")
@@ -285,6 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
                       help="tell the model the responses of each cell's head (models that use them; "
                       "the others refuse), all as measured, or as `luseel calibrate --head` finds "
                       "them from one clap every 30° in a mild room")
+    part.add_argument("--shared-with", metavar="RUN", help="folder of a run of the same checkpoint "
+                      "on another version: what both versions have in common isn't heard again")
     part.add_argument("--allow-missing", action="store_true", help="leave out mixtures whose "
                       "recordings aren't here")
     part.add_argument("--device", help="cpu, cuda, ...")
@@ -308,9 +328,11 @@ def main(arguments: list[str] | None = None) -> int:
                    data=False)
     part.add_argument("--packed", default="data/packed")
     part.add_argument("--out", required=True, help="folder to write to")
-    part.add_argument("--version", default="v1")
-    part.add_argument("--seed", type=int, default=20261121)
-    part.add_argument("--mixtures", type=int)
+    part.add_argument("--version", default="v1", help="its name (default: %(default)s)")
+    part.add_argument("--seed", type=int, help="(default: that of the package's versions)")
+    part.add_argument("--amend", metavar="CATALOGUE", help="instead of drawing all anew: this "
+                      "version (folder or name) without the recordings of its doubtful_labels.csv")
+    part.add_argument("--mixtures", type=int, help="per set (default: 300)")
     part.add_argument("--no-rooms", action="store_true")
     options = parser.parse_args(arguments)
     if getattr(options, "threads", None):

@@ -1,6 +1,6 @@
 """The catalogue: all that is needed to make the benchmark's mixtures, in a few small files.
 
-A version is a folder (``v1`` beside this module) that never changes once it is published:
+A version is a folder (``v1``, ``v2`` beside this module) that never changes once it is published:
 
 ``catalogue.json``   version, length, cells, and the SHA-256 of all of it;
 ``recordings.csv``   the test recordings: name, kind, samples, SHA-256 of the samples;
@@ -19,7 +19,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,12 @@ import numpy as np
 
 from luseel_model.errors import ConfigError
 from training import SAMPLE_RATE
-from training.captions import Captions
-from training.evaluation import without_clashes
 from training.pool import ClipPool
 from training.rooms import Room, draw_room
 
 FORMAT = "luseel-benchmark-1"
-DEFAULT = Path(__file__).parent / "v1"
+VERSIONS = ("v1", "v2")  # that come with the package
+DEFAULT = VERSIONS[-1]
 ROOMS = ("none", "room", "noise")
 #: What a cell asks for: each sound by its label or in held-out words, and a sound that isn't there.
 ASKED = ("label", "held_out", "absent")
@@ -255,12 +254,16 @@ def write_catalogue(folder: str | Path, head: Mapping[str, Any],
 
 
 def load_catalogue(folder: str | Path | None = None) -> Catalogue:
-    """Read a version (default: the one that comes with the package) and check its hash.
+    """Read a version and check its hash.
+
+    Args:
+        folder: of the version, or the name of one of VERSIONS; None: the newest of these.
 
     Raises:
         ConfigError: a file is missing or was changed.
     """
-    folder = Path(folder) if folder is not None else DEFAULT
+    folder = DEFAULT if folder is None else folder
+    folder = Path(__file__).parent / folder if folder in VERSIONS else Path(folder)
     try:
         head = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
         tables = {name: (folder / f"{name}.csv").read_bytes().decode() for name in _TABLES}
@@ -293,6 +296,18 @@ def _doubtful(path: Path) -> dict[str, str]:
         return {}
     with open(path, encoding="utf-8", newline="") as file:
         return {row["recording"]: row["why"] for row in csv.DictReader(file)}
+
+
+def shared_mixtures(one: Catalogue, other: Catalogue, name: str) -> list[int]:
+    """Numbers of the mixtures of a set that two versions have in common, in sound and queries."""
+    def content(catalogue: Catalogue, mixture: int) -> Any:
+        sounds = catalogue.sounds[name][mixture]
+        return (catalogue.seconds, catalogue.rooms, catalogue.scenes[name][mixture],
+                [replace(sound, recording=0) for sound in sounds],
+                [catalogue.recordings[sound.recording] for sound in sounds])
+
+    common = min(len(c.scenes.get(name, ())) for c in (one, other))
+    return [number for number in range(common) if content(one, number) == content(other, number)]
 
 
 # -- the recordings here ---------------------------------------------------------------------------
@@ -361,150 +376,3 @@ def draw_rooms(about: Mapping[str, Any]) -> list[Room]:
     """The test rooms as chance decided them: sizes, directions; nothing is heard yet."""
     return [draw_room(about["positions"], about["split"], about["seed"], index,
                       tuple(about["rt60"])) for index in range(about["rooms"])]
-
-
-# -- writing a new version -------------------------------------------------------------------------
-
-
-def quotas(counts: Mapping[str, int], slots: int) -> dict[str, int]:
-    """How often each kind is heard: all equally, but no recording twice as often as the average.
-
-    Args:
-        counts: recordings of each kind.
-        slots: number of sounds to fill.
-
-    Returns:
-        uses per kind; they sum to ``slots``.
-    """
-    cap = -(-2 * slots // sum(counts.values()))
-    room = {kind: cap * number for kind, number in counts.items()}
-    uses = dict.fromkeys(counts, 0)
-    left = slots
-    while left:
-        open_kinds = [kind for kind in sorted(counts) if uses[kind] < room[kind]]
-        for kind in open_kinds[:left] if left < len(open_kinds) else open_kinds:
-            uses[kind] += 1
-            left -= 1
-    return uses
-
-
-def spread_kinds(kinds: Sequence[str], slots: int, generator: np.random.Generator) -> np.ndarray:
-    """Recordings (slots,) in random order, kinds after `quotas`, recordings of a kind in turn."""
-    members = defaultdict(list)
-    for index, kind in enumerate(kinds):
-        members[kind].append(index)
-    uses = quotas({kind: len(m) for kind, m in members.items()}, slots)
-    chosen: list[int] = []
-    for kind in sorted(members):
-        turns = -(-uses[kind] // len(members[kind]))
-        order = [i for _ in range(turns) for i in generator.permutation(members[kind]).tolist()]
-        chosen += order[:uses[kind]]
-    return generator.permutation(np.array(chosen, dtype=np.int64))
-
-
-def _pairs_of_one_kind(kinds: Sequence[str], mixtures: int,
-                       generator: np.random.Generator) -> np.ndarray:
-    """(mixtures, 2) different recordings of one kind, kinds equally often."""
-    members = defaultdict(list)
-    for index, kind in enumerate(kinds):
-        members[kind].append(index)
-    several = sorted(kind for kind, m in members.items() if len(m) > 1)
-    if not several:
-        raise ConfigError("no kind has two recordings: there can be no same-kind mixtures")
-    turns = -(-mixtures // len(several))
-    order = [k for _ in range(turns) for k in generator.permutation(several).tolist()][:mixtures]
-    return np.array([generator.choice(members[kind], 2, replace=False) for kind in order])
-
-
-def start_in_window(samples: np.ndarray, window: int, generator: np.random.Generator
-                    ) -> tuple[int, int]:
-    """Where a recording starts and how long it pauses before it repeats, in samples.
-
-    A recording longer than the window is cut where its energy is at most 6 dB below its mean.
-    """
-    longest = min(round(0.8 * SAMPLE_RATE), window // 4)  # never silence alone
-    gap = int(generator.integers(min(round(0.1 * SAMPLE_RATE), longest - 1), longest))
-    spare = samples.size - window
-    if spare <= 0:
-        return int(generator.integers(samples.size + gap)), gap
-    energy = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
-    needed = 0.25 * energy[-1] / samples.size * window
-    for _ in range(50):
-        offset = int(generator.integers(spare + 1))
-        if energy[offset + window] - energy[offset] >= needed:
-            break
-    return offset, gap
-
-
-#: How the bank of test rooms is made: arguments of `training.rooms.RoomBank.build`.
-ROOM_BANK = {"rooms": 60, "positions": 10, "split": "test", "seed": 0, "rt60": [0.2, 0.8]}
-
-
-def make_catalogue(folder: str | Path, pool: ClipPool, captions: Captions,
-                   rooms: Mapping[str, Any] | None = None, version: str = "v1",
-                   seed: int = 20261121, mixtures: int = 300, seconds: float = 10.0,
-                   heads: Sequence[str] = ("mit_kemar", "fabian")) -> Catalogue:
-    """Draw a new version from recordings and write it.
-
-    Args:
-        folder: to write to.
-        pool: recordings of the test split; those of kinds that training doesn't have are left out.
-        captions: held-out words, and kinds that sound alike.
-        rooms: how the bank of test rooms is made, as ROOM_BANK; None: no cells with rooms.
-        mixtures: per set.
-        heads: the first is the seen one.
-
-    Raises:
-        ConfigError: too few kinds, or the folder holds another version.
-    """
-    generator = np.random.default_rng(seed)
-    window = round(seconds * SAMPLE_RATE)
-    recordings, clips = usable_recordings(pool)
-    kinds = [recording.kind for recording in recordings]
-    near = {kind: captions.confusable(kind) for kind in pool.kinds}
-    drawn = draw_rooms(rooms) if rooms else []
-    scenes, sounds = [], []
-    for name, count in (("two", 2), ("three", 3), ("same", 2)):
-        if name == "same":
-            slots = _pairs_of_one_kind(kinds, mixtures, generator)
-        else:
-            spread = spread_kinds(kinds, mixtures * count, generator)
-            slots = without_clashes(spread.reshape(mixtures, count), kinds, near, generator)
-        for mixture, row in enumerate(slots.tolist()):
-            present = {kinds[i] for i in row}
-            far = [kind for kind in pool.kinds
-                   if kind not in present.union(*(near.get(kind, set()) for kind in present))]
-            if not far:
-                raise ConfigError("too few kinds: nothing is left to ask for that isn't there")
-            room, position, azimuth, rt60 = 0, [0] * count, [0.0] * count, 0.0
-            if rooms:
-                room = mixture % len(drawn)
-                position = generator.choice(rooms["positions"], count, replace=False).tolist()
-                azimuth = [float(drawn[room].azimuth[p]) for p in position]
-                rt60 = drawn[room].rt60
-            scenes.append(BenchmarkScene(
-                name, mixture, far[generator.integers(len(far))],
-                round(float(generator.uniform(-35.0, -20.0)), 2), room, round(rt60, 3),
-                round(float(generator.uniform(5.0, 20.0)), 2),
-                round(float(generator.uniform(-6.0, 0.0)), 2), int(generator.integers(2 ** 31))))
-            for source, i in enumerate(row):
-                offset, gap = start_in_window(clips[i], window, generator)
-                snr = 0.0 if source == 0 else round(float(generator.uniform(-5.0, 5.0)), 2)
-                sounds.append(Sound(
-                    name, mixture, source, i, round(float(generator.uniform(0.0, 359.95)), 1),
-                    position[source], round(azimuth[source], 2), snr, offset, gap,
-                    captions.held_out(kinds[i])))
-    cells = []
-    for room in ROOMS if rooms else ROOMS[:1]:
-        for name, count in (("two", 2), ("three", 3)):
-            for head in heads:
-                asked = ["label", "absent"]
-                if (name, head, room) == ("two", heads[0], "none"):
-                    asked.insert(1, "held_out")
-                cells.append({"name": f"{head}-{count}-{room}", "set": name, "head": head,
-                              "room": room, "asked": asked})
-    cells.append({"name": f"{heads[0]}-same-none", "set": "same", "head": heads[0], "room": "none",
-                  "asked": ["label"]})
-    about = {"version": version, "seconds": seconds, "seed": seed,
-             "rooms": dict(rooms or {}), "cells": cells}
-    return write_catalogue(folder, about, recordings, scenes, sounds)

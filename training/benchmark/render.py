@@ -24,6 +24,11 @@ from training.pool import ClipPool
 from training.rooms import RoomBank
 
 
+def hash_of(responses: torch.Tensor) -> str:
+    """Identity of responses, 12 hexadecimal digits."""
+    return hashlib.sha256(responses.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
 @dataclass
 class BenchmarkMixture:
     """One mixture of S sounds, N samples at 16 kHz.
@@ -161,8 +166,7 @@ class Renderer:
         parts = {"head": self.head.hrir}
         if self.cell.room != "none":
             parts["rooms"] = self.rooms.response
-        return {name: hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()[:12]
-                for name, value in parts.items()}
+        return {name: hash_of(value) for name, value in parts.items()}
 
     def _response(self, index: int, azimuth: float, position: int) -> np.ndarray:
         """(2, taps) float64, as loud as without a room."""

@@ -26,8 +26,9 @@ from luseel_model.calibration import Calibration, measure_head
 from luseel_model.errors import ConfigError
 from luseel_model.recording import WindowJoiner, window_starts
 from training import SAMPLE_RATE
-from training.benchmark.catalogue import Catalogue, Cell
-from training.benchmark.render import BenchmarkMixture, Renderer
+from training.benchmark.catalogue import (VERSIONS, Catalogue, Cell, load_catalogue,
+                                          shared_mixtures)
+from training.benchmark.render import BenchmarkMixture, Renderer, hash_of
 from training.claps import AROUND, heard_claps
 from training.evaluation import gcc_direction
 from training.heads import Head, interaural_delay
@@ -66,18 +67,30 @@ class Heard:
     window_confidence: np.ndarray
 
 
-def tell_head(model, head: Head, how: bool | str) -> None:
-    """Tell a model the responses of the head it will hear with.
+def tell_head(model, head: Head, how: bool | str) -> Head:
+    """Tell a model the responses of the head it will hear with, and return what it was told.
 
     Args:
         how: 'measured' or True: all as they were measured. 'claps': what `luseel calibrate --head`
-            finds of them from claps in a mild room (the head's ears are put right already).
+            finds of them from claps in a mild room. The head's ears are put right already, so of what
+            the claps say of them only the size of the head is used.
     """
     if how == "claps":
         audio, sounds, found = heard_claps(head, AROUND)
-        head = measure_head([(audio, SAMPLE_RATE, sounds)],
-                            replace(found, calibration=Calibration()), head.name)
+        size = Calibration(head_delay_us=found.calibration.head_delay_us)
+        head = measure_head([(audio, SAMPLE_RATE, sounds)], replace(found, calibration=size),
+                            head.name)
     model.set_head(head)
+    return head
+
+
+def inputs_of(renderer: Renderer, told: Head | None = None) -> dict[str, str]:
+    """What a cell is heard with: hashes of the responses of its head and rooms, and of what the
+    model was told of the head, where that is something else."""
+    inputs = renderer.inputs()
+    if told is not None and told is not renderer.head:
+        inputs["told"] = hash_of(told.hrir)
+    return inputs
 
 
 def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None = None,
@@ -350,6 +363,50 @@ class Results:
         return [{key: math.nan if value is None else value for key, value in row.items()}
                 for number in sorted(mixtures) for row in mixtures[number]]
 
+    def take_over(self, cell: Cell, catalogue: Catalogue, folder: str | Path,
+                  inputs: dict[str, str], mixtures: int | None = None) -> int:
+        """Copy the rows of mixtures that a run on another version of the benchmark has heard.
+
+        Args:
+            cell: to fill.
+            catalogue: of this run.
+            folder: of the other run, of the same checkpoint heard in the same way.
+            inputs: what the cell is heard with here, see :func:`claim`.
+            mixtures: only of the first so many.
+
+        Returns:
+            how many mixtures were not here yet.
+
+        Raises:
+            ConfigError: the other run is of something else.
+        """
+        here, there = _about(self.folder), _about(folder)
+        versions = {c.sha256: c for c in map(load_catalogue, VERSIONS)}
+        source = versions.get(there.get("catalogue_sha256"))
+        if source is None:
+            raise ConfigError(f"{folder} is of a benchmark that doesn't come with the package")
+        # names may differ, and other recordings may be missing
+        different = sorted(key for key in {*here, *there} - {
+            "catalogue_sha256", "model", "missing"} if here.get(key) != there.get(key))
+        if here.get("altered") or there.get("altered"):
+            different.append("state of the recordings (some have altered samples)")
+        path = Path(folder) / "cells" / f"{cell.name}.jsonl"
+        if path.is_file() and _json(path.with_suffix(".json")) != inputs:
+            different.append(f"head or rooms in {cell.name}")
+        if different:
+            raise ConfigError(f"{folder} holds a run with another {', another '.join(different)}: "
+                              "its rows don't belong here")
+        if cell != source.cells.get(cell.name):
+            return 0
+        shared = {number for number in shared_mixtures(source, catalogue, cell.set)
+                  if mixtures is None or number < mixtures}
+        rows = {row[0]["mixture"]: row for row in _read_rows(path) if row}
+        before = {row["mixture"] for row in self.rows(cell.name)}
+        wanted = sorted(shared & rows.keys())
+        self.claim(cell.name, inputs)
+        self.fill(cell.name, wanted, rows.__getitem__, progress=False)
+        return len(set(wanted) - before)
+
     def fill(self, cell: str, wanted: Sequence[int],
              make: Callable[[int], list[dict[str, Any]]], progress: bool = True) -> None:
         """Make the rows of those mixtures that aren't there yet."""
@@ -374,6 +431,20 @@ class Results:
                 bar.update()
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _about(folder: str | Path) -> dict[str, Any]:
+    try:
+        return _json(Path(folder) / "run.json")
+    except ConfigError as error:
+        raise ConfigError(f"{folder} is not the folder of a run: {error}") from None
+
+
 def ahead(renderer: Renderer, wanted: Sequence[int]) -> Iterator[BenchmarkMixture]:
     """Mixtures in order, the next one being made while one is used."""
     with ThreadPoolExecutor(1) as worker:
@@ -388,11 +459,12 @@ def ahead(renderer: Renderer, wanted: Sequence[int]) -> Iterator[BenchmarkMixtur
 
 def run_cell(model, catalogue: Catalogue, renderer: Renderer, results: Results,
              mixtures: int | None = None, hop: float | None = None, sdr: bool = False,
-             progress: bool = True) -> None:
+             progress: bool = True, told: Head | None = None) -> None:
     """Evaluate one cell, as far as it isn't yet.
 
     Args:
         mixtures: the first so many; None: all.
+        told: what the model was told of the head, see :func:`tell_head`.
     """
     cell = renderer.cell
     count = catalogue.size(cell) if mixtures is None else min(mixtures, catalogue.size(cell))
@@ -400,7 +472,7 @@ def run_cell(model, catalogue: Catalogue, renderer: Renderer, results: Results,
     done = {row["mixture"] for row in results.rows(cell.name)}
     coming = ahead(renderer, [number for number in wanted if number not in done])
     delays = head_delays(renderer.head)
-    results.claim(cell.name, renderer.inputs())
+    results.claim(cell.name, inputs_of(renderer, told))
 
     def make(number: int) -> list[dict[str, Any]]:
         mixture = next(coming)

@@ -77,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> int:
     missing = find_recordings(catalogue, pool).missing
     if missing:
         raise ConfigError(f"{len(missing)} of the benchmark's recordings are not in {args.packed}: "
-                          "`luseel-benchmark-set check` says which")
+                          f"`luseel-benchmark-set check --catalogue {args.catalogue}` says which")
     runs, out = Path(args.runs), Path(args.results)
     tags = runs / "tags" / "last.safetensors"
     tag_seconds = read_checkpoint(tags)[2].get("training_seconds") if tags.is_file() else None
@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     evaluated = command("evaluate", evaluate, "Evaluate the trained systems; the same command "
                         "resumes.")
     evaluated.add_argument("--packed", default="data/packed", help="default: %(default)s")
-    evaluated.add_argument("--catalogue", help="folder of another benchmark than the shipped one")
+    evaluated.add_argument("--catalogue", default="v1", help="version or folder of the benchmark "
+                           "(default: %(default)s, which the committed table is of)")
     evaluated.add_argument("--mixtures", type=int, help="only the first so many of each cell")
     evaluated.add_argument("--sdr", action="store_true", help="SDRi as well: much slower")
     evaluated.add_argument("--device", help="cpu, cuda, ...")

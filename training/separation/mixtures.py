@@ -23,8 +23,8 @@ from luseel_model.errors import ConfigError
 from luseel_model.heads import Head
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import (BenchmarkScene, Catalogue, Sound, load_catalogue,
-                                          spread_kinds, start_in_window, usable_recordings,
-                                          write_catalogue)
+                                          usable_recordings, write_catalogue)
+from training.benchmark.draw import spread_kinds, start_in_window
 from training.captions import Captions
 from training.evaluation import without_clashes
 from training.heads import load_head
