@@ -11,9 +11,10 @@ from luseel_model.features import gcc_phat
 from luseel_model.luseel import LuSeeL, LuSeeLConfig
 from luseel_model.luseel.network import LuSeeLOutput
 from luseel_model.luseel.transformer import TextAdapter
+from luseel_model.network import Network
 
 
-class MLPGCC(nn.Module):
+class MLPGCC(Network):
     """The text embedding and the flattened GCC-PHAT go straight into LuSeeL's DoA decoder.
 
     It takes what :class:`~luseel_model.luseel.LuSeeL` takes and gives the same output, so that
@@ -24,7 +25,6 @@ class MLPGCC(nn.Module):
     """
 
     likelihood = LuSeeL.likelihood
-    parameter_count = LuSeeL.parameter_count
 
     def __init__(self, config: LuSeeLConfig):
         super().__init__()

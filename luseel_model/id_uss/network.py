@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config import AZIMUTH_BINS
 from ..lass.network import LASSNet, band_shapes, spectrogram, waveform
 from ..layers import Tagger
+from ..network import Network
 from .config import IDUSSConfig
 from .separators import ConformerSeparator, ConvTasNetSeparator, ResUNetSeparator
 
@@ -62,7 +63,7 @@ class Words(nn.Module):
         return F.normalize(self.names(self.things(unit).softmax(-1)), dim=-1)
 
 
-class IDUSS(nn.Module):
+class IDUSS(Network):
     """The network; the frozen image encoder isn't part of it.
 
     Args:
@@ -98,9 +99,6 @@ class IDUSS(nn.Module):
             self.register_buffer("band_down", shapes / shapes.sum(1, keepdim=True),
                                  persistent=False)
 
-    def parameter_count(self) -> int:
-        """Trainable parameters; the frozen image encoder isn't part of this module."""
-        return sum(p.numel() for p in self.parameters())
 
     # -- parts
 

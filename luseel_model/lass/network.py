@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..config import StftConfig
 from ..errors import ConfigError, LuseelError
 from ..layers import FiLM, Tagger
+from ..network import Network
 from .config import LASSConfig, QueryConfig, ResUNetConfig
 
 _SLOPE = 0.01    # of the leaky ReLU, PyTorch's default
@@ -290,7 +291,7 @@ class LASSOutput:
     presence_logits: Tensor | None = field(default=None)  # (B, Q) is the sound there
 
 
-class LASSNet(nn.Module):
+class LASSNet(Network):
     """Language-queried separation with the mixture's phase.
 
     Args:
@@ -366,7 +367,3 @@ class LASSNet(nn.Module):
             mask = mask.unflatten(0, (batch, ears, queries)).transpose(1, 2)
             audio = waveform(mask * spectrum[:, None], config.stft, mixture.shape[-1])
         return LASSOutput(audio, mask, spectrum, encoded.tag_tokens, similarity, presence)
-
-    def parameter_count(self) -> int:
-        """Trainable parameters; a frozen text encoder isn't part of this module."""
-        return sum(p.numel() for p in self.parameters())

@@ -21,6 +21,7 @@ from ..config import AZIMUTH_BINS
 from ..features import gcc_phat, interaural_inputs, istft, stft
 from ..layers import (DConv, DecoderLayer, EncoderLayer, FiLM, FrequencyEmbedding, LayerScale,
                       PhraseMatcher, Tagger, rescale_convolutions)
+from ..network import Network
 from ..text import sentence_embedding
 from .config import LuSeeLConfig
 from .head_search import (STATISTICS, Candidates, CandidateTagger, CandidateYAMNet, HeadSearch,
@@ -96,7 +97,7 @@ def _repeat(x: Tensor, queries: int) -> Tensor:
     return x if queries == 1 else x.repeat_interleave(queries, dim=0)
 
 
-class LuSeeL(nn.Module):
+class LuSeeL(Network):
     """Joint extraction and localization of the described sound.
 
     Args:
@@ -517,7 +518,3 @@ class LuSeeL(nn.Module):
         if self.config.localization.activation == "sigmoid":
             return torch.sigmoid(logits)
         return (logits.softmax(-1) / LABEL_PEAK).clamp(max=1.0)
-
-    def parameter_count(self) -> int:
-        """Trainable parameters (the frozen text encoder isn't part of this module)."""
-        return sum(p.numel() for p in self.parameters())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..network import Network
 from .attention import Clues, ClueProcessing
 from .complex_layers import ComplexConv2d, ComplexConvTranspose2d, ComplexLSTM, complex_cat
 from .config import DCCRNConfig, MultiClueConfig
@@ -198,7 +199,7 @@ class DCCRN(nn.Module):
         return x, features, match
 
 
-class MultiClue(nn.Module):
+class MultiClue(Network):
     """The whole network. Audio of one ear at a time: both ears share the weights.
 
     Works at any level: the mixture is brought to unit RMS, and the output back.
@@ -212,8 +213,6 @@ class MultiClue(nn.Module):
         if config.presence:
             self.presence = nn.Linear(4 * config.backbone.width, 1)
 
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
 
     def encode(self, mixture: Tensor) -> Encoded:
         """(B, N) to what all queries share."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..arrays import MicrophoneArray
 from ..errors import ConfigError
+from ..network import Network
 from .config import TselConfig
 from .gcc import gcc_head, maps_of
 from .steered import SteeredNetwork
@@ -33,7 +34,7 @@ class TselOutput:
     share: Tensor | None = None
 
 
-class Tsel(nn.Module):
+class Tsel(Network):
     """Direction of the described sound.
 
     Args:
@@ -83,7 +84,3 @@ class Tsel(nn.Module):
             return
         self.array = array
         self.body.set_array(array)
-
-    def parameter_count(self) -> int:
-        """Trainable parameters (the frozen text encoder isn't part of this module)."""
-        return sum(p.numel() for p in self.parameters())
