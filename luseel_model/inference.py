@@ -25,7 +25,7 @@ from .errors import AudioError, ConfigError, LuseelError, QueryError
 from .families import family_of
 from .heads import Head
 from .query import Capabilities, Query, as_query
-from .recording import WindowJoiner, window_starts
+from .recording import WindowJoiner, hop_samples, window_starts
 
 _BATCH = 4                 # windows at once: bounds the memory
 _MIN_SECONDS = 0.05
@@ -315,13 +315,15 @@ class Extractor(ABC):
     # -- recordings
 
     @overload
-    def extract(self, audio, sample_rate, query: str | Query, progress=...) -> Extraction: ...
+    def extract(self, audio, sample_rate, query: str | Query, progress=..., hop=...
+                ) -> Extraction: ...
 
     @overload
-    def extract(self, audio, sample_rate, query: Sequence[str | Query], progress=...
+    def extract(self, audio, sample_rate, query: Sequence[str | Query], progress=..., hop=...
                 ) -> list[Extraction]: ...
 
-    def extract(self, audio, sample_rate, query, progress: bool | None = None):
+    def extract(self, audio, sample_rate, query, progress: bool | None = None,
+                hop: float | None = None):
         """Pull the described sound out of a recording and say where it comes from.
 
         Args:
@@ -331,10 +333,12 @@ class Extractor(ABC):
             query: a description in words, or a :class:`~luseel_model.query.Query`, or a list of
                 them (these share what doesn't depend on the query).
             progress: show a progress bar; None shows it for recordings of several windows.
+            hop: seconds from one window of a long recording to the next; None: half a window.
+                Less takes longer and extracts a little better (docs/training.md).
         Returns:
             an :class:`Extraction`, or a list for a list of queries.
         Raises:
-            AudioError, QueryError: what was given can't be used; the message says why.
+            AudioError, QueryError, ConfigError: what was given can't be used; the message says why.
         """
         audio = validate_audio(audio, sample_rate, self.microphones)
         is_list = isinstance(query, Iterable) and not isinstance(query, str)
@@ -343,7 +347,7 @@ class Extractor(ABC):
             return []
         inside = resample(audio, sample_rate, self.sample_rate)
         samples, size = inside.shape[1], self.window_samples
-        starts = window_starts(samples, size)
+        starts = window_starts(samples, size, hop_samples(hop, size, self.sample_rate))
         padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
         joiner = WindowJoiner(len(queries), samples, size, self.sample_rate)
         outputs: list[WindowOutput] = []

@@ -8,9 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from .angles import estimate_azimuth
+from .errors import ConfigError
 
 GATE_MEMORY = 2.0  # [s] over which neighbouring windows' gates are averaged, exp(-t / GATE_MEMORY)
 _GATE_REACH = 6.0  # [s] beyond which a window's gate no longer counts
+
+
+def hop_samples(hop: float | None, size: int, sample_rate: int) -> int:
+    """From one window to the next, in samples.
+
+    Args:
+        hop: seconds, or None for half a window.
+        size: samples of a window.
+
+    Raises:
+        ConfigError: windows would not move, or leave gaps.
+    """
+    if hop is None:
+        return size // 2
+    if not 1 <= hop * sample_rate <= size:
+        raise ConfigError(f"hop {hop:g} s must be above 0 and at most the model's window of "
+                          f"{size / sample_rate:g} s")
+    return round(hop * sample_rate)
 
 
 def window_starts(samples: int, size: int, step: int | None = None) -> list[int]:

@@ -543,10 +543,16 @@ def test_windows_are_joined_as_extract_does(monkeypatch):
         assert heard.confidence[i] == pytest.approx(result.confidence, abs=1e-4)
         assert heard.window_azimuth[:, i] == pytest.approx(
             [window.azimuth for window in result.windows], abs=0.05)
-    assert len(listen(model, audio, queries, 0.1).starts) == 9
+    often = listen(model, audio, queries, 0.1)
+    assert len(often.starts) == 9
+    expected = model.extract(audio, 16000, "siren", progress=False, hop=0.1)
+    assert [window.start for window in expected.windows] == [n / 16000 for n in often.starts]
+    np.testing.assert_allclose(often.audio[1].numpy(), expected.audio,
+                               atol=1e-4 * np.abs(expected.audio).max())
     assert listen(model, audio[:, :4000], queries).audio.shape == (2, 2, 4000)
-    with pytest.raises(ConfigError, match="hop"):
-        listen(model, audio, queries, 0.6)
+    for hop in (0.6, 0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match="hop"):
+            listen(model, audio, queries, hop)
 
 
 # -- runs

@@ -62,6 +62,14 @@ def test_several_queries_and_json(folder, capsys):
         assert starts[:2] == [0.0, 0.25] and len(starts) == 3  # 0.907 s in windows of 0.5 s
 
 
+def test_hop(folder, capsys):
+    assert run("extract", "in.wav", "rain", "--json", "-q", "--hop", "0.1") == 0
+    starts = [window["start"] for window in json.loads(capsys.readouterr().out)["windows"]]
+    assert starts[:3] == [0.0, 0.1, 0.2] and len(starts) == 6
+    assert run("extract", "in.wav", "rain", "--hop", "0.7") == 2
+    assert "hop 0.7 s must be above 0 and at most the model's window" in capsys.readouterr().err
+
+
 def test_one_query_gives_one_json_object(folder, capsys):
     assert run("extract", "in.wav", "rain", "-o", "a.flac", "--json", "-q") == 0
     assert json.loads(capsys.readouterr().out)["file"] == "a.flac"

@@ -41,6 +41,9 @@ def register(commands) -> None:
     parser.add_argument("--model", help="checkpoint: name or .safetensors (default: the shipped)")
     parser.add_argument("--array", metavar="YAML",
                         help="where the microphones are, for models that hear any array")
+    parser.add_argument("--hop", type=float, metavar="SECONDS",
+                        help="between windows (default: half a window); 0.5 extracts a little "
+                             "better and takes twice as long")
     parser.add_argument("--device", help="cpu, cuda, ...")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -82,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         raise LuseelError(f"--attention shows one query, there are {len(named)}: give one, or "
                           "--together")
     progress = False if args.quiet else None
-    results = model.extract(audio.T, rate, [query for _, query in named], progress=progress)
+    results = model.extract(audio.T, rate, [query for _, query in named], progress=progress,
+                            hop=args.hop)
     for result, (name, _) in zip(results, named):
         result.query = name
     files = [path if result.audio is not None else None for path, result in zip(out, results)]

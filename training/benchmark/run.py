@@ -24,7 +24,7 @@ from tqdm import tqdm
 from luseel_model.angles import angular_error
 from luseel_model.calibration import Calibration, measure_head
 from luseel_model.errors import ConfigError
-from luseel_model.recording import WindowJoiner, window_starts
+from luseel_model.recording import WindowJoiner, hop_samples, window_starts
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import (VERSIONS, Catalogue, Cell, load_catalogue,
                                           shared_mixtures)
@@ -97,7 +97,7 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
            batch: int = 2) -> Heard:
     """Ask a model for Q sounds in a mixture of any length.
 
-    With half a window as hop it gives what `Extractor.extract` gives, and the windows besides.
+    It gives what `Extractor.extract` gives, and the windows besides.
 
     Args:
         model: a luseel_model Extractor, or anything with its `window_samples` and `infer_windows`.
@@ -106,11 +106,7 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
         batch: windows at once; few fit a CPU's cache and so are faster there.
     """
     size, samples = model.window_samples, audio.shape[-1]
-    step = size // 2 if hop is None else round(hop * SAMPLE_RATE)
-    if not 0 < step <= size:
-        raise ConfigError(f"hop {hop:g} s must be above 0 and at most the model's window of "
-                          f"{size / SAMPLE_RATE:g} s")
-    starts = window_starts(samples, size, step)
+    starts = window_starts(samples, size, hop_samples(hop, size, SAMPLE_RATE))
     padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
     joiner, outputs = WindowJoiner(len(queries), samples, size, SAMPLE_RATE), []
     for first in range(0, len(starts), batch):
