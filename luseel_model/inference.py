@@ -25,9 +25,9 @@ from .errors import AudioError, ConfigError, LuseelError, QueryError
 from .families import family_of
 from .heads import Head
 from .query import Capabilities, Query, as_query
-from .recording import WindowJoiner, hop_samples, window_starts
+from .recording import Joined, WindowJoiner, hop_samples, window_starts
 
-_BATCH = 4                 # windows at once: bounds the memory
+_BATCH = 4                 # windows of a stream's length at once: bounds the memory
 _MIN_SECONDS = 0.05
 _MAX_RATE = 768_000
 
@@ -209,15 +209,40 @@ class Extractor(ABC):
         """Rate inside the model, Hz."""
         return self.config.sample_rate
 
+    #: Whether the model can hear more at once than in training.
+    longer_windows = False
+
     @property
     def window(self) -> float:
-        """Seconds the model hears at once."""
+        """Seconds the model hears at once in a stream, as in its training."""
+        return self.config.window
+
+    @property
+    def recording_window(self) -> float:
+        """Seconds of a recording from which the model extracts at once, at least ``window``."""
         return self.config.window
 
     @property
     def window_samples(self) -> int:
         """Samples of a window at the model's rate."""
         return self.config.window_samples
+
+    def heard_at_once(self, samples: int, window: float | None = None) -> int:
+        """Samples of a recording from which the model extracts at once.
+
+        Args:
+            samples: of the whole recording, at the model's rate.
+            window: seconds wished for; None: ``recording_window``.
+
+        Raises:
+            ConfigError: the model can't hear so much, or so little, at once.
+        """
+        size = round((self.recording_window if window is None else window) * self.sample_rate)
+        if size < self.window_samples or not (self.longer_windows or size == self.window_samples):
+            raise ConfigError(
+                f"window {window:g} s: the model {self.name} hears "
+                f"{'at least ' if self.longer_windows else ''}{self.window:g} s at once")
+        return min(size, max(samples, self.window_samples))
 
     def set_head(self, head: Head) -> None:
         """Listen with another head than the one the network was trained on.
@@ -246,7 +271,8 @@ class Extractor(ABC):
         """Estimates for several windows at once.
 
         Args:
-            windows: (B, microphones, window_samples) at the model's rate.
+            windows: (B, microphones, window_samples) at the model's rate; more samples where
+                ``longer_windows``.
             queries: Q descriptions.
         Returns:
             B outputs, each for the Q queries.
@@ -315,15 +341,15 @@ class Extractor(ABC):
     # -- recordings
 
     @overload
-    def extract(self, audio, sample_rate, query: str | Query, progress=..., hop=...
+    def extract(self, audio, sample_rate, query: str | Query, progress=..., hop=..., window=...
                 ) -> Extraction: ...
 
     @overload
-    def extract(self, audio, sample_rate, query: Sequence[str | Query], progress=..., hop=...
-                ) -> list[Extraction]: ...
+    def extract(self, audio, sample_rate, query: Sequence[str | Query], progress=..., hop=...,
+                window=...) -> list[Extraction]: ...
 
     def extract(self, audio, sample_rate, query, progress: bool | None = None,
-                hop: float | None = None):
+                hop: float | None = None, window: float | None = None):
         """Pull the described sound out of a recording and say where it comes from.
 
         Args:
@@ -334,7 +360,11 @@ class Extractor(ABC):
                 them (these share what doesn't depend on the query).
             progress: show a progress bar; None shows it for recordings of several windows.
             hop: seconds from one window of a long recording to the next; None: half a window.
-                Less takes longer and extracts a little better (docs/training.md).
+                Less takes longer and says more often what is heard where.
+            window: seconds from which the sound is extracted at once; None:
+                ``recording_window``. Directions and confidences are of windows as long as a
+                stream's whatever it is: sources move, and more than two are rarely loud at the
+                same time (docs/training.md).
         Returns:
             an :class:`Extraction`, or a list for a list of queries.
         Raises:
@@ -348,26 +378,21 @@ class Extractor(ABC):
         inside = resample(audio, sample_rate, self.sample_rate)
         samples, size = inside.shape[1], self.window_samples
         starts = window_starts(samples, size, hop_samples(hop, size, self.sample_rate))
-        padded = np.pad(inside, ((0, 0), (0, max(0, size - samples))))
-        joiner = WindowJoiner(len(queries), samples, size, self.sample_rate)
-        outputs: list[WindowOutput] = []
-        bar = tqdm(total=len(starts), desc="extracting", unit="window",
-                   disable=not progress if progress is not None else len(starts) < 4)
-        with bar:
-            for first in range(0, len(starts), _BATCH):
-                batch = starts[first: first + _BATCH]
-                windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
-                for start, output in zip(batch, self.infer_windows(windows, queries)):
-                    joiner.add(start, output)
-                    # a long recording's windows needn't be kept twice
-                    outputs.append(replace(output, audio=None))
-                    bar.update()
+        longer = self.heard_at_once(samples, window)
+        longer_starts = window_starts(samples, longer) if longer > size else []
+        count = len(starts) + len(longer_starts)
+        with tqdm(total=count, desc="extracting", unit="window",
+                  disable=not progress if progress is not None else count < 4) as bar:
+            joined, outputs = self._hear(inside, queries, starts, size, bar)
+            sounds = joined.audio
+            if longer_starts:
+                sounds = self._hear(inside, queries, longer_starts, longer, bar)[0].audio
 
-        joined, duration = joiner.finish(), min(samples, size) / self.sample_rate
+        duration = min(samples, size) / self.sample_rate
         results, located = [], self.capabilities.direction
         for i, one in enumerate(queries):
-            extracted = None if joined.audio is None else _fit(
-                resample(joined.audio[i], self.sample_rate, sample_rate), audio.shape[1])
+            extracted = None if sounds is None else _fit(
+                resample(sounds[i], self.sample_rate, sample_rate), audio.shape[1])
             windows = [WindowEstimate(start / self.sample_rate, duration,
                                       float(o.azimuth[i]) if located else None,
                                       o.likelihood[i] if located else None,
@@ -377,6 +402,24 @@ class Extractor(ABC):
                 one.words, extracted, sample_rate, float(joined.azimuth[i]) if located else None,
                 joined.likelihood[i] if located else None, float(joined.confidence[i]), windows))
         return results if is_list else results[0]
+
+    def _hear(self, audio: np.ndarray, queries: Sequence[Query], starts: Sequence[int], size: int,
+              bar: tqdm) -> tuple[Joined, list[WindowOutput]]:
+        """Windows of ``size`` samples, joined, and one by one without their audio."""
+        samples = audio.shape[1]
+        padded = np.pad(audio, ((0, 0), (0, max(0, size - samples))))
+        joiner = WindowJoiner(len(queries), samples, size, self.sample_rate)
+        outputs: list[WindowOutput] = []
+        step = max(1, _BATCH * self.window_samples // size)
+        for first in range(0, len(starts), step):
+            batch = starts[first: first + step]
+            windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
+            for start, output in zip(batch, self.infer_windows(windows, queries)):
+                joiner.add(start, output)
+                # a long recording's windows needn't be kept twice
+                outputs.append(replace(output, audio=None))
+                bar.update()
+        return joiner.finish(), outputs
 
 
 def resample(audio: np.ndarray, source: float, target: float) -> np.ndarray:

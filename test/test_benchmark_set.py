@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -403,6 +404,9 @@ class Double:
     def __init__(self, answer):
         self.answer, self.mixture, self.windows = answer, None, 0
 
+    def heard_at_once(self, samples, window=None):
+        return round(window * 16000) if window else self.window_samples
+
     def infer_windows(self, windows, queries):
         outputs = []
         for window in windows:
@@ -421,9 +425,10 @@ class Double:
 
     def cut(self, audio, window):
         """The part of `audio` that lies where the window lies in the mixture."""
-        whole = np.lib.stride_tricks.sliding_window_view(self.mixture.audio[0], 4000)
+        size = window.shape[-1]
+        whole = np.lib.stride_tricks.sliding_window_view(self.mixture.audio[0], size)
         start = int(np.abs(whole[:, :50] - window[0, :50].numpy()).sum(1).argmin())
-        return audio[:, start:start + 4000]
+        return audio[:, start:start + size]
 
 
 def oracle(mixture, query):
@@ -528,6 +533,36 @@ def test_mixture_gains_nothing(pool, catalogue, head, bank, tmp_path):
     assert same["same_kind"]["si_snr_sum"]["mean"] > 40
 
 
+def test_sounds_are_extracted_from_more_at_once(pool, catalogue, head, bank, tmp_path):
+    """And all else is of the windows of a stream."""
+    def doubtful(mixture, query):
+        """Hears better, and is surer of a wrong direction, with more in its ears."""
+        audio, azimuth, confidence = oracle(mixture, query)
+        if at_once["samples"] == mixture.audio.shape[-1]:
+            return audio, azimuth + 90, 0.9
+        return audio + 0.1 * mixture.audio, azimuth, confidence / 2
+
+    at_once, infer = {}, Double.infer_windows
+
+    def watched(self, windows, queries):
+        at_once["samples"] = windows.shape[-1]
+        return infer(self, windows, queries)
+
+    cell = "mit_kemar-2-none"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Double, "infer_windows", watched)
+        short = run(doubtful, catalogue, pool, head, bank, tmp_path / "short", [cell])[cell]
+        whole = run(doubtful, catalogue, pool, head, bank, tmp_path / "whole", [cell],
+                    window=catalogue.seconds)[cell]
+    for a, b in zip(short, whole):
+        of_sound = {"below_mixture_db", "si_snri", "si_snr", "snri", "in_phase", "right_source",
+                    "delta_itd_us", "delta_ild_db"}
+        same = a.keys() - of_sound
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+        if a["asked"] == "label":
+            assert b["si_snri"] > a["si_snri"] + 10 and a["doa_error"] < 5
+
+
 def test_windows_are_joined_as_extract_does(monkeypatch):
     monkeypatch.setattr("luseel_model.luseel.extractor.TextEncoder", lambda config, device: minilm())
     model = LuSeeLExtractor(make_network(changed("tiny")), "net")
@@ -550,6 +585,13 @@ def test_windows_are_joined_as_extract_does(monkeypatch):
     np.testing.assert_allclose(often.audio[1].numpy(), expected.audio,
                                atol=1e-4 * np.abs(expected.audio).max())
     assert listen(model, audio[:, :4000], queries).audio.shape == (2, 2, 4000)
+    whole, expected = (hear(window=1.0) for hear in (
+        partial(listen, model, audio, queries), partial(model.extract, audio, 16000, queries)))
+    assert (whole.audio - heard.audio).abs().max() > 1e-3 * heard.audio.abs().max()
+    np.testing.assert_allclose(whole.audio[1].numpy(), expected[1].audio,
+                               atol=1e-4 * np.abs(expected[1].audio).max())
+    assert whole.starts == heard.starts
+    assert whole.azimuth[1] == pytest.approx(expected[1].azimuth, abs=0.05)
     for hop in (0.6, 0.0, -1.0, math.nan):
         with pytest.raises(ConfigError, match="hop"):
             listen(model, audio, queries, hop)
@@ -692,10 +734,11 @@ def test_comparison_pairs_queries(tmp_path):
                    [{**row, "si_snri": row["si_snri"] + gain} for row in rows])
         (tmp_path / name / "summary.json").write_text(json.dumps(
             {"sha256": "1", "benchmark": "x", "model": name, "hop": 1.0,
-             "inputs": {"c": {"head": name}}}))
+             "window": 1.0, **({} if name == "a" else {"recording_window": 10.0}), "inputs": {"c": {"head": name}}}))
     result = compare(tmp_path / "a", tmp_path / "b", QUICK)
     found = result["cells"]["c"]["metrics"]["si_snri"]
     assert "Not the same audio" in comparison_text(result)
+    assert "extracted from 1 s at once before, 10 s after." in comparison_text(result)
     assert found["difference"]["low"] == pytest.approx(0.5, abs=1e-3)
     assert found["difference"]["high"] == pytest.approx(0.5, abs=1e-3)
     assert found["after"]["high"] - found["after"]["low"] > 2

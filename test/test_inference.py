@@ -10,7 +10,7 @@ from model_fixtures import changed, make_network, minilm, noise
 from luseel_model import Extraction
 from luseel_model.angles import estimate_azimuth
 from luseel_model.checkpoint import save_checkpoint
-from luseel_model.errors import AudioError, LuseelError, QueryError
+from luseel_model.errors import AudioError, ConfigError, LuseelError, QueryError
 from luseel_model.inference import WindowOutput, load_model, validate_audio
 from luseel_model.luseel import LuSeeLExtractor
 from luseel_model.recording import window_starts
@@ -165,6 +165,51 @@ def test_windows_join_without_seam(model, monkeypatch, samples):
     audio = noise(2, samples, seed=samples).numpy()
     result = model.extract(audio, RATE, QUERY, progress=False)
     np.testing.assert_allclose(result.audio, audio, atol=1e-6)
+
+
+def test_sounds_are_extracted_from_more_at_once(monkeypatch):
+    """From as much as the configuration or the caller says; all else is as in a stream."""
+    model = make_extractor(monkeypatch, changed("tiny", recording_window=1.0))
+    assert (model.window, model.recording_window) == (0.5, 1.0)
+    heard, infer = [], LuSeeLExtractor.infer_windows
+
+    def watched(self, windows, queries):
+        heard.extend([windows.shape[-1] / RATE] * len(windows))
+        return infer(self, windows, queries)
+
+    monkeypatch.setattr(LuSeeLExtractor, "infer_windows", watched)
+
+    def hear(audio, **options):
+        heard.clear()
+        return model.extract(audio, RATE, QUERY, progress=False, **options)
+
+    audio = recording(2.2)
+    plain = hear(audio, window=0.5)
+    assert heard == [0.5] * 8
+    for seconds, windows, options in ((1.0, 4, {}), (1.5, 2, {"window": 1.5})):
+        result = hear(audio, **options)
+        assert heard == [0.5] * 8 + [seconds] * windows
+        assert result.audio.shape == audio.shape
+        assert np.abs(result.audio - plain.audio).max() > 1e-3 * np.abs(plain.audio).max()
+        np.testing.assert_array_equal(result.likelihood, plain.likelihood)
+        assert (result.azimuth, result.confidence) == (plain.azimuth, plain.confidence)
+        assert [w.start for w in result.windows] == [w.start for w in plain.windows]
+    assert len(hear(audio, hop=0.5).windows) == 5 and heard == [0.5] * 5 + [1.0] * 4
+    short = audio[:, :11_000]  # shorter than the window: heard as it is, not filled up
+    np.testing.assert_array_equal(
+        hear(short).audio, infer(model, torch.from_numpy(short)[None], [QUERY])[0].audio[0])
+    hear(audio[:, :7000])
+    assert heard == [0.5]
+    with pytest.raises(ConfigError, match="hears at least 0.5 s at once"):
+        hear(audio, window=0.4)
+    monkeypatch.setattr(LuSeeLExtractor, "longer_windows", False)
+    with pytest.raises(ConfigError, match="hears 0.5 s at once"):
+        hear(audio, window=0.6)
+
+
+def test_a_recording_window_shorter_than_the_window_is_refused():
+    with pytest.raises(ConfigError, match="recording_window"):
+        changed("tiny", recording_window=0.4)
 
 
 def test_progress_bar(model, capsys):

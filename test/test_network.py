@@ -126,6 +126,29 @@ def test_without_localization():
 
 @pytest.mark.parametrize("use", [True, False])
 @torch.no_grad()
+def test_the_localizer_hears_more_in_pieces(use):
+    """The mean of the pieces' probabilities, whichever comes first; one piece: that piece's."""
+    network = build("tiny", use_gcc_phat=use)
+    localizer, config = network.token_localizer, network.config
+    first, second = ([noise(1, config.spectral_tokens, config.width, seed=seed + layer, level=1)
+                      for layer in range(config.transformer.layers)] for seed in (1, 11))
+    gcc = [noise(1, config.gcc_frames, 24, seed=seed) if use else None for seed in (21, 22)]
+
+    def after(one, other, correlation):
+        return localizer([torch.cat(pair, 1) for pair in zip(one, other)],
+                         torch.cat(correlation, 1) if use else None).softmax(-1)
+
+    alone = [localizer(*part).softmax(-1) for part in ((first, gcc[0]), (second, gcc[1]))]
+    assert (alone[0] - alone[1]).abs().max() > 1e-4
+    torch.testing.assert_close(after(first, second, gcc), sum(alone) / 2)
+    torch.testing.assert_close(after(second, first, gcc[::-1]), sum(alone) / 2)
+    longer = network(noise(2, 2, 3 * config.window_samples + 123), *queries(2, batch=2))
+    assert longer.doa_logits.shape == (2, 2, 360) and longer.doa_logits.isfinite().all()
+    assert longer.audio.shape[-1] == 3 * config.window_samples + 123
+
+
+@pytest.mark.parametrize("use", [True, False])
+@torch.no_grad()
 def test_gcc_phat_switch(use, monkeypatch):
     network = build("tiny", use_gcc_phat=use, localization={
         "token_channels": 8, "frame_channels": [8, 1], "hidden": 16, "hidden_layers": 1})

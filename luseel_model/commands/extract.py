@@ -41,9 +41,12 @@ def register(commands) -> None:
     parser.add_argument("--model", help="checkpoint: name or .safetensors (default: the shipped)")
     parser.add_argument("--array", metavar="YAML",
                         help="where the microphones are, for models that hear any array")
+    parser.add_argument("--window", type=float, metavar="SECONDS",
+                        help="from which the sound is extracted at once (default: what suits the "
+                             "model best, 10 for luseel-small); 2 is faster")
     parser.add_argument("--hop", type=float, metavar="SECONDS",
-                        help="between windows (default: half a window); 0.5 extracts a little "
-                             "better and takes twice as long")
+                        help="between the windows that say what is heard where (default: half a "
+                             "window)")
     parser.add_argument("--device", help="cpu, cuda, ...")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
                           "--together")
     progress = False if args.quiet else None
     results = model.extract(audio.T, rate, [query for _, query in named], progress=progress,
-                            hop=args.hop)
+                            hop=args.hop, window=args.window)
     for result, (name, _) in zip(results, named):
         result.query = name
     files = [path if result.audio is not None else None for path, result in zip(out, results)]

@@ -167,7 +167,11 @@ class HeadSearchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LuSeeLConfig:
-    """A LuSeeL network. ``window`` in seconds; the localization module is bound to it.
+    """A LuSeeL network. ``window`` in seconds: of training and of streams.
+
+    ``recording_window``: seconds of a recording from which a sound is extracted at once, ``window``
+    where it is None. With more in its ears, the network confuses sounds less often
+    (docs/training.md).
 
     ``use_localization``, ``use_gcc_phat`` and ``audio_channels`` are the paper's ablations:
     LuSeeL† has no localization, LuSeeL° no GCC-PHAT, T-HTDemucs one channel and no localization.
@@ -176,6 +180,7 @@ class LuSeeLConfig:
     name: str
     sample_rate: int = 16000
     window: float = 10.0
+    recording_window: float | None = None
     audio_channels: int = 2
     use_localization: bool = True
     use_gcc_phat: bool = True
@@ -193,6 +198,9 @@ class LuSeeLConfig:
         require(self.window_samples >= self.stft.n_fft,
                 f"window ({self.window_samples} samples) must hold at least one frame of "
                 f"stft.n_fft {self.stft.n_fft}")
+        require(self.recording_window is None or self.recording_window >= self.window,
+                f"recording_window ({self.recording_window} s) must not be shorter than the window "
+                f"({self.window} s)")
         require(not (self.use_localization and self.audio_channels == 1),
                 "use_localization needs two audio_channels")
         require(not (self.backbone.inputs == "interaural" and self.audio_channels == 1),

@@ -32,6 +32,12 @@ class LuSeeLExtractor(Extractor):
     def capabilities_of(config: LuSeeLConfig) -> Capabilities:
         return Capabilities(frozenset({"text"}), direction=config.use_localization)
 
+    longer_windows = True
+
+    @property
+    def recording_window(self) -> float:
+        return self.config.recording_window or self.config.window
+
     def set_head(self, head: Head) -> None:
         if not self.config.head_search.azimuths:
             raise ConfigError(f"the model {self.name} makes no use of a head's responses: leave "

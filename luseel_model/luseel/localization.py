@@ -5,6 +5,8 @@ Axis letters: B batch, L spectral tokens, C channels, F frequency bins, T frames
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class TokenLocalizer(nn.Module):
         super().__init__()
         loc = config.localization
         self.tokens = config.spectral_tokens
+        self.frames, self.gcc_frames = config.frames, config.gcc_frames
         self.project = nn.ModuleList(
             nn.Conv1d(self.tokens, loc.token_channels, 1) for _ in range(config.transformer.layers))
         sizes = (config.transformer.layers * loc.token_channels, *loc.frame_channels)
@@ -42,11 +45,30 @@ class TokenLocalizer(nn.Module):
     def forward(self, layer_tokens: list[Tensor], gcc: Tensor | None) -> Tensor:
         """
         Args:
-            layer_tokens: one (B, L, C) per transformer layer, L = ``self.tokens``.
+            layer_tokens: one (B, L, C) per transformer layer, frame by frame; L at least
+                ``self.tokens``.
             gcc: (B, frames, lags) or None without GCC-PHAT.
         Returns:
-            (B, 360) logits over azimuth.
+            (B, 360) logits over azimuth. What is longer than in training is heard in pieces of that
+            length, as few as cover it, and their probabilities are averaged.
         """
+        bins = self.tokens // self.frames
+        spare = layer_tokens[0].shape[1] // bins - self.frames
+        if spare <= 0:
+            return self._piece(layer_tokens, gcc)
+        count = math.ceil(spare / self.frames) + 1
+        pieces = []
+        for i in range(count):
+            part = i / (count - 1)
+            start = round(part * spare) * bins
+            tokens = [x[:, start:start + self.tokens] for x in layer_tokens]
+            if gcc is not None:
+                first = round(part * (gcc.shape[1] - self.gcc_frames))
+            pieces.append(self._piece(tokens, None if gcc is None else
+                                      gcc[:, first:first + self.gcc_frames]))
+        return torch.stack(pieces).log_softmax(-1).logsumexp(0) - math.log(count)
+
+    def _piece(self, layer_tokens: list[Tensor], gcc: Tensor | None) -> Tensor:
         features = torch.cat([conv(x) for conv, x in zip(self.project, layer_tokens)], dim=1)
         features = self.frame_encoder(features)[:, 0]
         if gcc is not None:

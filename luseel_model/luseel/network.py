@@ -191,7 +191,7 @@ class LuSeeL(Network):
         """Run the audio encoders.
 
         Args:
-            mixture: (B, C, N); with localization N must be ``config.window_samples``.
+            mixture: (B, C, N); with localization N must be at least ``config.window_samples``.
             heads, head_index: whose ears heard mixture b: ``heads[head_index[b]]``. Without them
                 the head that the network brings. Only for networks that search with it.
         """
@@ -206,7 +206,7 @@ class LuSeeL(Network):
                 if head_index is None:
                     head_index = torch.zeros(len(mixture), dtype=torch.long)
                 candidates, candidate_tags, shown = self.search(
-                    spectrum / level, heads, head_index)
+                    spectrum / level, heads, head_index, samples=mixture.shape[-1])
                 x = torch.cat([x, shown], 1)
                 candidates.images = candidates.images * level[..., None]
             mean, std = torch.zeros_like(rms), rms
@@ -245,13 +245,15 @@ class LuSeeL(Network):
                        heads or (), head_index)
 
     def search(self, spectrum: Tensor, heads: Sequence[PreparedHead], index: Tensor,
-               images: Tensor | None = None) -> tuple[Candidates, Tensor, Tensor]:
+               images: Tensor | None = None, samples: int | None = None
+               ) -> tuple[Candidates, Tensor, Tensor]:
         """Search with the head's responses.
 
         Args:
             spectrum: (B, 2, F, T) complex, of RMS 1.
             heads, index: see :meth:`encode`.
             images: (B, 2, 2, F, T) to be taken for the candidates' instead of those found.
+            samples: of the mixture; None: those of a window.
         Returns:
             what was found, the candidates' tags (B, 2, W), and what the encoder is shown
             (B, 3, F, T).
@@ -272,7 +274,8 @@ class LuSeeL(Network):
             if self.config.head_search.yamnet_blocks:
                 size = self.config.stft
                 features.append(self.candidate_yamnet.features(
-                    istft(found.images, size.n_fft, size.hop, self.config.window_samples)))
+                    istft(found.images, size.n_fft, size.hop,
+                          samples or self.config.window_samples)))
             log = 0.5 * torch.log(power + 1e-8)
             shown = torch.cat([log / 4.0, ((log[:, :1] - log[:, 1:]) / 2.0).clamp(-3, 3)], 1)
         tags = torch.cat([tagger(some).float() for tagger, some in

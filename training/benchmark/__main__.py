@@ -127,13 +127,15 @@ def evaluate(options: argparse.Namespace) -> None:
     name = path.stem if options.checkpoint is None else f"{path.resolve().parent.name}/{path.stem}"
     folder = Path(options.out or Path("runs") / "benchmark" / name.replace("/", "-"))
     hop = options.hop if options.hop is not None else model.window / 2
+    at_once = model.heard_at_once(catalogue.samples, options.window) / SAMPLE_RATE
     captions = Captions.load()
     phrases = {sound.held_out: catalogue.recordings[sound.recording].kind
                for sounds in catalogue.sounds["two"] for sound in sounds}
     used = sum(words != kind and words in captions.variants(kind)
                for words, kind in phrases.items())
     about = {"model": name, "model_sha256": file_sha256(path), "catalogue_sha256": catalogue.sha256,
-             "window": float(model.window), "hop": hop, "sdr": options.sdr,
+             "window": float(model.window), "hop": hop, "recording_window": at_once,
+             "sdr": options.sdr,
              "give_head": {None: False, "measured": True}.get(options.give_head, options.give_head),
              "missing": len(found.missing),
              "altered": len(found.altered)}
@@ -150,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> None:
                 print(f"{renderer.cell.name}: {taken} mixtures taken over from "
                       f"{options.shared_with}")
             run_cell(model, catalogue, renderer, results, options.mixtures, hop, options.sdr,
-                     told=told)
+                     told=told, window=options.window)
             # Cells of earlier commands belong to the report, too.
             rows = {cell: results.rows(cell) for cell in catalogue.cells}
             rows = {cell: some for cell, some in rows.items() if some}
@@ -297,7 +299,11 @@ def main(arguments: list[str] | None = None) -> int:
                       "'*-2-none' (default: all)")
     part.add_argument("--mixtures", type=int, help="only the first so many of each cell; the "
                       "report says so")
-    part.add_argument("--hop", type=float, help="seconds between windows (default: half a window)")
+    part.add_argument("--window", type=float, help="seconds from which sounds are extracted at once "
+                      "(default: as `luseel extract`); directions and live figures are of a "
+                      "stream's windows")
+    part.add_argument("--hop", type=float, help="seconds between a stream's windows (default: half "
+                      "a window)")
     part.add_argument("--sdr", action="store_true", help="SDR as well: much slower")
     part.add_argument("--give-head", nargs="?", const="measured", choices=GIVEN_HEADS,
                       help="tell the model the responses of each cell's head (models that use them; "

@@ -102,6 +102,8 @@ def compare(before: str | Path, after: str | Path,
     return {"benchmark": first["benchmark"], "sha256": first["sha256"],
             "before": first["model"], "after": second["model"],
             "hop": [first["hop"], second["hop"]],
+            "recording_window": [some.get("recording_window", some["window"])
+                                 for some in (first, second)],
             "other_inputs": [cell for cell in names if first.get("inputs", {}).get(cell) !=
                              second.get("inputs", {}).get(cell)],
             "queries_of_one_run_only": len(old) + len(new) - 2 * len(common), "cells": cells}
@@ -131,6 +133,9 @@ def markdown(result: dict[str, Any]) -> str:
                       f"{', '.join(result['other_inputs'])}."]
     if result["hop"][0] != result["hop"][1]:
         lines += ["", f"The hops differ: {result['hop'][0]} s and {result['hop'][1]} s."]
+    first, second = result["recording_window"]
+    if first != second:
+        lines += ["", f"Sounds are extracted from {first:g} s at once before, {second:g} s after."]
     for name, cell in result["cells"].items():
         rows = [[words, figure(cell["metrics"][key]["before"], key),
                  figure(cell["metrics"][key]["after"], key),

@@ -216,6 +216,8 @@ def conditions(summary: dict[str, Any]) -> str:
         + (f"windows of {summary['window']:g} s" if summary["window"] >= summary["seconds"] else
            f"windows of {summary['window']:g} s, a new one every {summary['hop']:g} s, joined by "
            "cross-fading")
+        + (f", sounds extracted from {at_once:g} s at once"
+           if (at_once := summary.get("recording_window", 0)) > summary["window"] else "")
         + f". In brackets: {summary['confidence_interval']}."]
     if summary.get("give_head"):
         parts.append("The model was told the responses of each cell's head" + (

@@ -51,7 +51,7 @@ class Heard:
     """What a model made of a mixture of N samples, W windows of n samples, Q queries.
 
     Attributes:
-        audio: (Q, 2, N) float32, the windows joined by cross-fading.
+        audio: (Q, 2, N) float32, joined by cross-fading from windows as long as asked for.
         azimuth, confidence: (Q,) of the whole, as luseel_model.Extraction has them.
         starts: first sample of each window.
         window_audio: (W, Q, 2, n).
@@ -94,27 +94,36 @@ def inputs_of(renderer: Renderer, told: Head | None = None) -> dict[str, str]:
 
 
 def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None = None,
-           batch: int = 2) -> Heard:
+           batch: int = 2, window: float | None = None) -> Heard:
     """Ask a model for Q sounds in a mixture of any length.
 
     It gives what `Extractor.extract` gives, and the windows besides.
 
     Args:
-        model: a luseel_model Extractor, or anything with its `window_samples` and `infer_windows`.
+        model: a luseel_model Extractor, or anything with its `heard_at_once` and `infer_windows`.
         audio: (2, N) float32 at the model's rate.
         hop: seconds between two windows; None: half a window.
         batch: windows at once; few fit a CPU's cache and so are faster there.
+        window: seconds from which a sound is extracted at once; None: what suits the model.
     """
-    size, samples = model.window_samples, audio.shape[-1]
+    samples, size = audio.shape[-1], model.window_samples
+
+    def hear(size: int, starts: list[int], batch: int):
+        padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
+        joiner, outputs = WindowJoiner(len(queries), samples, size, SAMPLE_RATE), []
+        for first in range(0, len(starts), batch):
+            windows = torch.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
+            outputs += model.infer_windows(windows, list(queries))
+        for start, output in zip(starts, outputs):
+            joiner.add(start, output)
+        return joiner.finish(), outputs
+
     starts = window_starts(samples, size, hop_samples(hop, size, SAMPLE_RATE))
-    padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
-    joiner, outputs = WindowJoiner(len(queries), samples, size, SAMPLE_RATE), []
-    for first in range(0, len(starts), batch):
-        windows = torch.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
-        outputs += model.infer_windows(windows, list(queries))
-    for start, output in zip(starts, outputs):
-        joiner.add(start, output)
-    joined = joiner.finish()
+    joined, outputs = hear(size, starts, batch)
+    longer = model.heard_at_once(samples, window)
+    if longer > size:
+        joined.audio = hear(longer, window_starts(samples, longer),
+                            max(1, batch * size // longer))[0].audio
     if joined.audio is None:
         raise ConfigError(f"the model {model.name} extracts nothing: the benchmark asks for sounds")
     azimuth = np.stack([output.azimuth for output in outputs])
@@ -182,11 +191,13 @@ def _known(mixture: BenchmarkMixture, sources: Tensor, audio: Tensor, others: Te
 
 
 def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
-            hop: float | None = None, sdr: bool = False) -> list[dict[str, Any]]:
+            hop: float | None = None, sdr: bool = False,
+            window: float | None = None) -> list[dict[str, Any]]:
     """Ask for everything that a cell asks in one mixture.
 
     Args:
         delays: (360,) of the head, for GCC-PHAT (training.heads.interaural_delay).
+        hop, window: see :func:`listen`.
         sdr: also the SDR, which takes longer than all else.
 
     Returns:
@@ -199,14 +210,14 @@ def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
     sources = torch.from_numpy(mixture.sources).to(device)
     count = len(sources)
     if cell.set == "same":
-        return _same_kind(model, mixture, cell, audio, sources, hop)
+        return _same_kind(model, mixture, cell, audio, sources, hop, window)
     asked: list[tuple[str, int, str]] = []
     for sort in cell.asked:
         words = {"label": mixture.kind, "held_out": mixture.held_out,
                  "absent": [mixture.absent]}[sort]
         asked += [(sort, i, word) for i, word in enumerate(words)]
-    heard = listen(model, mixture.audio, [word for _, _, word in asked], hop,
-                   16 if torch.device(device).type == "cuda" else 2)
+    words, batch = [word for _, _, word in asked], 16 if torch.device(device).type == "cuda" else 2
+    heard = listen(model, mixture.audio, words, hop, batch, window)
     extracted = heard.audio.to(device)
     below = level_below_mixture(extracted, audio.expand_as(extracted))
     index = [[j for j in range(count) if j != i] for i in range(count)]
@@ -226,8 +237,8 @@ def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
         values |= interaural_errors(estimate, sources)
         details[sort] = [{key: float(value[i]) for key, value in values.items()}
                          for i in range(count)]
-        for row, live in zip(details[sort], _live(heard, which, mixture, sources, audio)):
-            row.update(live)
+        for row, more in zip(details[sort], _live(heard, which, mixture, sources, audio)):
+            row.update(more)
         if sort == "label":
             everything = others
             if mixture.noise is not None:
@@ -258,9 +269,9 @@ def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
 
 
 def _same_kind(model, mixture: BenchmarkMixture, cell: Cell, audio: Tensor, sources: Tensor,
-               hop: float | None) -> list[dict[str, Any]]:
+               hop: float | None, window: float | None) -> list[dict[str, Any]]:
     """One query that two sounds answer: which of them does the model follow?"""
-    heard = listen(model, mixture.audio, mixture.kind[:1], hop)
+    heard = listen(model, mixture.audio, mixture.kind[:1], hop, window=window)
     estimate = heard.audio.to(audio.device)
     level = sources.square().mean((-1, -2))
     loud = int(level.argmax())
@@ -455,11 +466,13 @@ def ahead(renderer: Renderer, wanted: Sequence[int]) -> Iterator[BenchmarkMixtur
 
 def run_cell(model, catalogue: Catalogue, renderer: Renderer, results: Results,
              mixtures: int | None = None, hop: float | None = None, sdr: bool = False,
-             progress: bool = True, told: Head | None = None) -> None:
+             progress: bool = True, told: Head | None = None,
+             window: float | None = None) -> None:
     """Evaluate one cell, as far as it isn't yet.
 
     Args:
         mixtures: the first so many; None: all.
+        hop, window: see :func:`rows_of`.
         told: what the model was told of the head, see :func:`tell_head`.
     """
     cell = renderer.cell
@@ -473,7 +486,7 @@ def run_cell(model, catalogue: Catalogue, renderer: Renderer, results: Results,
     def make(number: int) -> list[dict[str, Any]]:
         mixture = next(coming)
         assert mixture.index == number
-        return rows_of(model, mixture, cell, delays, hop, sdr)
+        return rows_of(model, mixture, cell, delays, hop, sdr, window)
 
     results.fill(cell.name, wanted, make, progress)
 
