@@ -362,9 +362,9 @@ class Extractor(ABC):
             hop: seconds from one window of a long recording to the next; None: half a window.
                 Less takes longer and says more often what is heard where.
             window: seconds from which the sound is extracted at once; None:
-                ``recording_window``. Directions and confidences are of windows as long as a
-                stream's whatever it is: sources move, and more than two are rarely loud at the
-                same time (docs/training.md).
+                ``recording_window``. ``window`` of the model is better where ears or sounds
+                move. Directions and confidences are of windows as long as a stream's whatever it
+                is (docs/training.md).
         Returns:
             an :class:`Extraction`, or a list for a list of queries.
         Raises:

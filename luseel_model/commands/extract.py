@@ -43,7 +43,8 @@ def register(commands) -> None:
                         help="where the microphones are, for models that hear any array")
     parser.add_argument("--window", type=float, metavar="SECONDS",
                         help="from which the sound is extracted at once (default: what suits the "
-                             "model best, 10 for luseel-small); 2 is faster")
+                             "model best, 10 for luseel-small); 2 where the ears or the "
+                             "sounds move")
     parser.add_argument("--hop", type=float, metavar="SECONDS",
                         help="between the windows that say what is heard where (default: half a "
                              "window)")
