@@ -386,7 +386,9 @@ class Extractor(ABC):
             joined, outputs = self._hear(inside, queries, starts, size, bar)
             sounds = joined.audio
             if longer_starts:
+                # What is believed absent in a stream's windows as well is silenced twice.
                 sounds = self._hear(inside, queries, longer_starts, longer, bar)[0].audio
+                sounds *= joined.audible[:, None, None]
 
         duration = min(samples, size) / self.sample_rate
         results, located = [], self.capabilities.direction

@@ -53,12 +53,14 @@ class Joined:
         likelihood: (Q, 360) in [0, 1].
         azimuth: (Q,) degrees.
         confidence: (Q,) in [0, 1] in the window that shows the sound best.
+        audible: (Q,) in [0, 1], the gain that that window gives the sound by its confidence.
     """
 
     audio: np.ndarray | None
     likelihood: np.ndarray
     azimuth: np.ndarray
     confidence: np.ndarray
+    audible: np.ndarray
 
 
 class WindowJoiner:
@@ -129,8 +131,11 @@ class WindowJoiner:
         likelihood = np.einsum("wq,wqd->qd", weight / weight.sum(0),
                                np.stack([v for _, v in self._evidence]))
         audio = (self._total / self._weight)[..., :self._samples] if self._heard else None
-        return Joined(audio, likelihood.astype(np.float32), estimate_azimuth(likelihood),
-                      confidence.max(0))
+        best = confidence.max(0)
+        audible = np.exp(_log_sigmoid(np.max(self._gates, 0))) if self._gates \
+            else np.ones_like(best)
+        return Joined(audio, likelihood.astype(np.float32), estimate_azimuth(likelihood), best,
+                      audible.astype(np.float32))
 
 
 def _log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From audio and words to sound and direction: windows, rates, lengths, inputs, errors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,6 +206,26 @@ def test_sounds_are_extracted_from_more_at_once(monkeypatch):
     monkeypatch.setattr(LuSeeLExtractor, "longer_windows", False)
     with pytest.raises(ConfigError, match="hears 0.5 s at once"):
         hear(audio, window=0.6)
+
+
+@pytest.mark.parametrize("gates, gain", [((-1.0, 0.0, -3.0), 0.5), ((40.0, -40.0, -40.0), 1.0)])
+def test_what_short_windows_do_not_hear_is_silenced_twice(monkeypatch, gates, gain):
+    model = make_extractor(monkeypatch, changed("tiny", recording_window=1.0))
+    infer = LuSeeLExtractor.infer_windows
+    audio = recording(1.0)
+    plain = model.extract(audio, RATE, QUERY)
+
+    def gated(self, windows, queries):
+        outputs = infer(self, windows, queries)
+        if windows.shape[-1] == model.window_samples:
+            assert len(outputs) == len(gates)
+            return [replace(output, gate=np.float32([gate]))
+                    for output, gate in zip(outputs, gates)]
+        return outputs
+
+    monkeypatch.setattr(LuSeeLExtractor, "infer_windows", gated)
+    np.testing.assert_allclose(model.extract(audio, RATE, QUERY).audio, gain * plain.audio,
+                               atol=1e-6)
 
 
 def test_a_recording_window_shorter_than_the_window_is_refused():

@@ -33,6 +33,7 @@ def test_equal_windows_join_to_themselves(samples, gate):
     assert joined.audio.shape == (1, 2, samples)
     expected = 1.0 if gate is None else sigmoid(gate)
     np.testing.assert_allclose(joined.audio, expected, rtol=1e-4)
+    assert joined.audible == pytest.approx([expected], rel=1e-4)
     assert joined.azimuth[0] == pytest.approx(10, abs=0.01)
 
 
@@ -47,7 +48,8 @@ def test_one_doubtful_window_is_carried_by_its_neighbours():
 def test_a_lone_window_does_not_open_a_silent_recording():
     def gates(count):
         return [-6.0 if i != count // 2 else 2.0 for i in range(count)]
-    assert join(12 * SIZE, gates).audio.max() < 0.15
+    joined = join(12 * SIZE, gates)
+    assert joined.audio.max() < 0.15 and joined.audible == pytest.approx([sigmoid(2.0)], rel=1e-4)
 
 
 def test_far_windows_do_not_count():

@@ -122,8 +122,8 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
     joined, outputs = hear(size, starts, batch)
     longer = model.heard_at_once(samples, window)
     if longer > size:
-        joined.audio = hear(longer, window_starts(samples, longer),
-                            max(1, batch * size // longer))[0].audio
+        joined.audio = joined.audible[:, None, None] * hear(
+            longer, window_starts(samples, longer), max(1, batch * size // longer))[0].audio
     if joined.audio is None:
         raise ConfigError(f"the model {model.name} extracts nothing: the benchmark asks for sounds")
     azimuth = np.stack([output.azimuth for output in outputs])
