@@ -34,7 +34,8 @@ def test_writes_sounds_picture_and_page(tmp_path):
                                ["dog barking", "rain"], ["a/1.ogg", "b/2.ogg"], ["", ""], "cat",
                                0.0, np.nan)
 
-    def extract(audio, rate, queries, progress):
+    def extract(audio, rate, queries, progress, window):
+        assert window == 7.0
         return [Extraction(query, sources[i], rate, 12.0, np.full(360, 0.1, np.float32), 0.5)
                 for i, query in enumerate(queries)]
 
@@ -52,7 +53,7 @@ def test_writes_sounds_picture_and_page(tmp_path):
     files = write_examples(
         SimpleNamespace(extract=extract, set_head=given.append), [Scenes()],
         {"cell": [row(3, 0, 4.0), row(3, 1, 6.0)]}, read_licences(tmp_path), tmp_path / "out",
-        "measured")
+        "measured", 7.0)
     assert given == ["ears"]
     assert {f.name for f in files} == {
         "README.md", "cell.jpg", "cell_mixture.ogg", "cell_1_extracted.ogg", "cell_1_true.ogg",

@@ -734,7 +734,8 @@ def test_comparison_pairs_queries(tmp_path):
                    [{**row, "si_snri": row["si_snri"] + gain} for row in rows])
         (tmp_path / name / "summary.json").write_text(json.dumps(
             {"sha256": "1", "benchmark": "x", "model": name, "hop": 1.0,
-             "window": 1.0, **({} if name == "a" else {"recording_window": 10.0}), "inputs": {"c": {"head": name}}}))
+             "window": 1.0, **({} if name == "a" else {"recording_window": 10.0}),
+             "inputs": {"c": {"head": name}}}))
     result = compare(tmp_path / "a", tmp_path / "b", QUICK)
     found = result["cells"]["c"]["metrics"]["si_snri"]
     assert "Not the same audio" in comparison_text(result)

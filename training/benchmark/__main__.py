@@ -222,12 +222,15 @@ def examples(options: argparse.Namespace) -> None:
     if catalogue.sha256 != run["catalogue_sha256"]:
         raise ConfigError(f"{options.run_folder} is not a run on {catalogue.identity}: name its "
                           "version with --catalogue")
-    cells = catalogue.choose(options.cells)
-    pool, _ = _recordings(catalogue, options.packed, True)
     results = Results(options.run_folder, run)
+    # Of two sounds of one kind there is no right one.
+    cells = [cell for cell in catalogue.choose(options.cells)
+             if options.cells or cell.set != "same" and results.rows(cell.name)]
+    pool, _ = _recordings(catalogue, options.packed, True)
     written = write_examples(model, _renderers(catalogue, cells, pool, options.rooms),
                              {cell.name: results.rows(cell.name) for cell in cells},
-                             read_licences(options.packed), options.out, run["give_head"])
+                             read_licences(options.packed), options.out, run["give_head"],
+                             run.get("recording_window", run["window"]))
     print(f"{len(written)} files in {options.out}")
 
 
@@ -299,8 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
                       "'*-2-none' (default: all)")
     part.add_argument("--mixtures", type=int, help="only the first so many of each cell; the "
                       "report says so")
-    part.add_argument("--window", type=float, help="seconds from which sounds are extracted at once "
-                      "(default: as `luseel extract`); directions and live figures are of a "
+    part.add_argument("--window", type=float, help="seconds from which sounds are extracted at "
+                      "once (default: as `luseel extract`); directions and live figures are of a "
                       "stream's windows")
     part.add_argument("--hop", type=float, help="seconds between a stream's windows (default: half "
                       "a window)")
@@ -328,7 +331,8 @@ def main(arguments: list[str] | None = None) -> int:
     part.add_argument("run_folder", metavar="RUN", help="folder of an evaluated run")
     part.add_argument("--checkpoint", help="the checkpoint of that run (default: the shipped)")
     part.add_argument("--out", required=True)
-    part.add_argument("--cells", nargs="+", metavar="CELL")
+    part.add_argument("--cells", nargs="+", metavar="CELL", help="(default: all that were "
+                      "evaluated, but for those with sounds of one kind)")
     part.add_argument("--device", help="cpu, cuda, ...")
     part = command(write, "Draw a new version of the catalogue from packed recordings.",
                    data=False)

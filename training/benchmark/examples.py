@@ -57,14 +57,15 @@ def _describe(mixture: BenchmarkMixture) -> str:
 
 def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[dict[str, Any]]],
                    licences: dict[str, tuple[str, str]], out: str | Path,
-                   give_head: bool | str = False) -> list[Path]:
+                   give_head: bool | str = False, window: float | None = None) -> list[Path]:
     """Write each cell's example: Ogg Vorbis files, a picture, and ``README.md`` about all.
 
     Args:
         model: a luseel_model Extractor.
         rows: of a run of this model, by cell.
         licences: see :func:`read_licences`.
-        give_head: how to tell the model the responses of each cell's head, as in the run.
+        give_head, window: how the model is told the responses of each cell's head, and from how
+            many seconds it extracts at once: as in the run.
 
     Returns:
         the files.
@@ -77,7 +78,8 @@ def write_examples(model, renderers: Iterable[Renderer], rows: dict[str, list[di
             tell_head(model, renderer.head, give_head)
         cell = renderer.cell.name
         mixture = renderer[median_mixture(rows[cell])]
-        found = model.extract(mixture.audio, SAMPLE_RATE, mixture.kind, progress=False)
+        found = model.extract(mixture.audio, SAMPLE_RATE, mixture.kind, progress=False,
+                              window=window)
         scale = FULL_SCALE / max(abs(mixture.audio).max(), 1e-9)
         sounds = [("mixture", mixture.audio)]
         for i, (extraction, truth) in enumerate(zip(found, mixture.sources), start=1):
