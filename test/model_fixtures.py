@@ -19,6 +19,7 @@ torch.set_num_threads(1)
 TINY = {
     "name": "tiny",
     "window": 0.5,
+    "recording_window": None,
     "stft": {"n_fft": 512, "hop": 256},
     "backbone": {"channels": 8, "strides": [8, 8], "encoder_context": [0, 1], "norm_groups": 4,
                  "inputs": "interaural", "output": "mask", "time_branch": False},
