@@ -6,6 +6,7 @@ length and rate. Angles are degrees counter-clockwise from the front, 90 is left
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -237,10 +238,11 @@ class Extractor(ABC):
         Raises:
             ConfigError: the model can't hear so much, or so little, at once.
         """
-        size = round((self.recording_window if window is None else window) * self.sample_rate)
+        seconds = self.recording_window if window is None else window
+        size = round(seconds * self.sample_rate) if math.isfinite(seconds) else 0
         if size < self.window_samples or not (self.longer_windows or size == self.window_samples):
             raise ConfigError(
-                f"window {window:g} s: the model {self.name} hears "
+                f"window {seconds:g} s: the model {self.name} hears "
                 f"{'at least ' if self.longer_windows else ''}{self.window:g} s at once")
         return min(size, max(samples, self.window_samples))
 

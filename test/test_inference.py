@@ -201,8 +201,9 @@ def test_sounds_are_extracted_from_more_at_once(monkeypatch):
         hear(short).audio, infer(model, torch.from_numpy(short)[None], [QUERY])[0].audio[0])
     hear(audio[:, :7000])
     assert heard == [0.5]
-    with pytest.raises(ConfigError, match="hears at least 0.5 s at once"):
-        hear(audio, window=0.4)
+    for window in (0.4, 0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ConfigError, match="hears at least 0.5 s at once"):
+            hear(audio, window=window)
     monkeypatch.setattr(LuSeeLExtractor, "longer_windows", False)
     with pytest.raises(ConfigError, match="hears 0.5 s at once"):
         hear(audio, window=0.6)

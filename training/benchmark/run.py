@@ -216,8 +216,8 @@ def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
         words = {"label": mixture.kind, "held_out": mixture.held_out,
                  "absent": [mixture.absent]}[sort]
         asked += [(sort, i, word) for i, word in enumerate(words)]
-    words, batch = [word for _, _, word in asked], 16 if torch.device(device).type == "cuda" else 2
-    heard = listen(model, mixture.audio, words, hop, batch, window)
+    heard = listen(model, mixture.audio, [word for _, _, word in asked], hop,
+                   16 if torch.device(device).type == "cuda" else 2, window)
     extracted = heard.audio.to(device)
     below = level_below_mixture(extracted, audio.expand_as(extracted))
     index = [[j for j in range(count) if j != i] for i in range(count)]
@@ -237,8 +237,8 @@ def rows_of(model, mixture: BenchmarkMixture, cell: Cell, delays: np.ndarray,
         values |= interaural_errors(estimate, sources)
         details[sort] = [{key: float(value[i]) for key, value in values.items()}
                          for i in range(count)]
-        for row, more in zip(details[sort], _live(heard, which, mixture, sources, audio)):
-            row.update(more)
+        for row, live in zip(details[sort], _live(heard, which, mixture, sources, audio)):
+            row.update(live)
         if sort == "label":
             everything = others
             if mixture.noise is not None:
