@@ -26,7 +26,7 @@ from .errors import AudioError, ConfigError, LuseelError, QueryError
 from .families import family_of
 from .heads import Head
 from .query import Capabilities, Query, as_query
-from .recording import Joined, WindowJoiner, hop_samples, window_starts
+from .recording import Joined, WindowJoiner, cut_windows, hop_samples, window_starts
 
 _BATCH = 4                 # windows of a stream's length at once: bounds the memory
 _MIN_SECONDS = 0.05
@@ -410,16 +410,12 @@ class Extractor(ABC):
     def _hear(self, audio: np.ndarray, queries: Sequence[Query], starts: Sequence[int], size: int,
               bar: tqdm) -> tuple[Joined, list[WindowOutput]]:
         """Windows of ``size`` samples, joined, and one by one without their audio."""
-        samples = audio.shape[1]
-        padded = np.pad(audio, ((0, 0), (0, max(0, size - samples))))
-        joiner = WindowJoiner(len(queries), samples, size, self.sample_rate)
+        joiner = WindowJoiner(len(queries), audio.shape[1], size, self.sample_rate)
         outputs: list[WindowOutput] = []
-        step = max(1, _BATCH * self.window_samples // size)
-        for first in range(0, len(starts), step):
-            batch = starts[first: first + step]
-            windows = torch.from_numpy(np.stack([padded[:, s: s + size] for s in batch]))
-            for start, output in zip(batch, self.infer_windows(windows, queries)):
-                joiner.add(start, output)
+        batch = max(1, _BATCH * self.window_samples // size)
+        for windows in cut_windows(audio, starts, size, batch):
+            for output in self.infer_windows(torch.from_numpy(windows), queries):
+                joiner.add(starts[len(outputs)], output)
                 # a long recording's windows needn't be kept twice
                 outputs.append(replace(output, audio=None))
                 bar.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,18 @@ def window_starts(samples: int, size: int, step: int | None = None) -> list[int]
     if samples <= size:
         return [0]
     return [*range(0, samples - size, step or size // 2), samples - size]
+
+
+def cut_windows(audio: np.ndarray, starts: Sequence[int], size: int, batch: int
+                ) -> Iterator[np.ndarray]:
+    """The windows of (microphones, samples) from ``starts``, up to ``batch`` at a time.
+
+    Returns:
+        (W, microphones, size) each; what is shorter than a window is filled with zeros.
+    """
+    padded = np.pad(audio, ((0, 0), (0, max(0, size - audio.shape[1]))))
+    for first in range(0, len(starts), batch):
+        yield np.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
 
 
 @dataclass

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from luseel_model.angles import angular_error
 from luseel_model.calibration import Calibration, measure_head
 from luseel_model.errors import ConfigError
-from luseel_model.recording import WindowJoiner, hop_samples, window_starts
+from luseel_model.recording import WindowJoiner, cut_windows, hop_samples, window_starts
 from training import SAMPLE_RATE
 from training.benchmark.catalogue import (VERSIONS, Catalogue, Cell, load_catalogue,
                                           shared_mixtures)
@@ -109,11 +109,9 @@ def listen(model, audio: np.ndarray, queries: Sequence[str], hop: float | None =
     samples, size = audio.shape[-1], model.window_samples
 
     def hear(size: int, starts: list[int], batch: int):
-        padded = torch.from_numpy(np.pad(audio, ((0, 0), (0, max(0, size - samples)))))
         joiner, outputs = WindowJoiner(len(queries), samples, size, SAMPLE_RATE), []
-        for first in range(0, len(starts), batch):
-            windows = torch.stack([padded[:, s:s + size] for s in starts[first:first + batch]])
-            outputs += model.infer_windows(windows, list(queries))
+        for windows in cut_windows(audio, starts, size, batch):
+            outputs += model.infer_windows(torch.from_numpy(windows), list(queries))
         for start, output in zip(starts, outputs):
             joiner.add(start, output)
         return joiner.finish(), outputs
